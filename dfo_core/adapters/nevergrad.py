@@ -1,0 +1,179 @@
+"""Any of nevergrad's optimizers behind the protocol."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dfo_core.adapters.foreign import ForeignOptimizer, require
+from dfo_core.bounds import Box
+from dfo_core.validation import FloatArray, as_positive_float, as_positive_int, as_vector
+
+
+class NevergradOptimizer(ForeignOptimizer):
+    """A nevergrad optimizer instance over an `ng.p.Array`.
+
+    A batch has `num_workers` candidates; if nevergrad's choice is its wrapper of pycma, it has the
+    inner strategy's population size, since that wrapper silently drops a generation whose points
+    it did not get in that number.
+
+    Args:
+        optimizer: The instance. Its budget is its own plan; `budget` here is what is enforced.
+        seed: Seed of its parametrization's random state, and of what its methods draw from numpy's
+            global state, which is swapped while nevergrad runs. None leaves both as they are.
+        budget: Largest number of evaluations.
+        target: Loss at which to stop.
+
+    Raises:
+        ValueError: If its parametrization is not a single array.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        *,
+        seed: Any = None,
+        budget: int | None = None,
+        target: float | None = None,
+    ) -> None:
+        value = optimizer.parametrization.value
+        if not isinstance(value, np.ndarray):
+            raise ValueError(
+                "nevergrad optimizers must search a single array: build them with "
+                f"ng.p.Array(shape=(d,)); got a parametrization of {type(value).__name__}"
+            )
+        super().__init__(value.size, seed=seed, budget=budget, target=target)
+        self._private: np.random.RandomState | None = None
+        if seed is not None:
+            optimizer.parametrization.random_state = _random_state(self.rng)
+            self._private = _random_state(self.rng)
+        self._ng = optimizer
+        self._asked: list[Any] = []
+        with _as_global_state(self._private):
+            self.popsize = _batch_size(optimizer)
+
+    @classmethod
+    def from_arguments(
+        cls,
+        method: Any,
+        *,
+        dim: int,
+        x0: Any = None,
+        sigma0: float | None = None,
+        bounds: Any = None,
+        popsize: int | None = None,
+        seed: Any = None,
+        budget: int | None = None,
+        target: float | None = None,
+    ) -> NevergradOptimizer:
+        """Build the nevergrad optimizer too.
+
+        Args:
+            method: A name of `ng.optimizers.registry`, or one of nevergrad's optimizer classes or
+                configured optimizers.
+            dim: Number of coordinates.
+            x0: (d,) start, nevergrad's `init`; None for zeros, or the middle of the bounds.
+            sigma0: Standard deviation of the first steps; None for nevergrad's own choice.
+            bounds: (lower, upper) or None.
+            popsize: nevergrad's `num_workers`: candidates asked for together; None for 1, which
+                suits every method.
+            seed: Seed of the parametrization's random state.
+            budget: Largest number of evaluations; many of nevergrad's methods plan with it.
+            target: Loss at which to stop.
+
+        Returns:
+            The adapter.
+
+        Raises:
+            ImportError: If nevergrad is not installed.
+            ValueError: If nevergrad has no optimizer of that name, or the one it has plans with
+                its budget and none is given.
+        """
+        rng = np.random.default_rng(seed)
+        # Nevergrad draws from the global state when it is imported and where it builds bounds too.
+        with _as_global_state(_random_state(rng)):
+            ng = require("nevergrad", "nevergrad", "a nevergrad optimizer")
+            build = _registered(ng, method) if isinstance(method, str) else method
+            array = _array(ng, dim, x0, sigma0, bounds)
+            array.random_state = _random_state(rng)
+            workers = 1 if popsize is None else as_positive_int("popsize", popsize)
+            if getattr(build, "no_parallelization", False):
+                workers = 1
+            optimizer = build(array, budget=budget, num_workers=workers)
+        try:
+            return cls(optimizer, seed=rng, budget=budget, target=target)
+        except AssertionError as error:
+            if budget is not None:
+                raise
+            raise ValueError(
+                f"nevergrad's {optimizer.name} plans with its budget: give budget=..."
+            ) from error
+
+    def _sample(self) -> FloatArray:
+        with _as_global_state(self._private):
+            self._asked = [self._ng.ask() for _ in range(self.popsize)]
+        return np.array([np.ravel(candidate.value) for candidate in self._asked])
+
+    def _update(self, x: FloatArray, losses: FloatArray) -> None:
+        with _as_global_state(self._private):
+            for candidate, loss in zip(self._asked, self._finite(losses), strict=True):
+                self._ng.tell(candidate, loss)
+
+
+def _batch_size(optimizer: Any) -> int:
+    """How many candidates to ask for at a time."""
+    inner, last = optimizer, None
+    while inner is not last:
+        # "optim": what NGOpt and its like chose; "_optimizer": what a rescaled one wraps.
+        last, inner = inner, getattr(inner, "optim", getattr(inner, "_optimizer", inner))
+    es = getattr(inner, "es", None)
+    return int(getattr(es, "popsize", optimizer.num_workers))
+
+
+def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any:
+    """The search space as nevergrad's parametrization."""
+    box = Box.parse((None, None) if bounds is None else bounds, dim)
+    if x0 is not None:
+        init = as_vector("x0", x0, dim)
+    else:
+        init = (box.lower + box.upper) / 2 if box.is_finite else np.zeros(dim)
+    limits = [None if np.isinf(side).all() else side for side in (box.lower, box.upper)]
+    array = ng.p.Array(init=box.require_inside("x0", init), lower=limits[0], upper=limits[1])
+    if sigma0 is not None:
+        array.set_mutation(sigma=as_positive_float("sigma0", sigma0))
+    return array
+
+
+def _registered(ng: Any, name: str) -> Any:
+    registry = ng.optimizers.registry
+    if name not in registry:
+        close = difflib.get_close_matches(name, list(registry), n=3, cutoff=0.5)
+        hint = f"; close ones are {', '.join(close)}" if close else ""
+        raise ValueError(
+            f"nevergrad has no optimizer {name!r}{hint}. ng.optimizers.registry lists all of them"
+        )
+    return registry[name]
+
+
+def _random_state(rng: np.random.Generator) -> np.random.RandomState:
+    """A generator of numpy's old interface, as nevergrad wants it, seeded from ours."""
+    return np.random.RandomState(rng.integers(2**32, dtype=np.uint32))
+
+
+@contextmanager
+def _as_global_state(private: np.random.RandomState | None) -> Iterator[None]:
+    """Let `private` stand in for numpy's global generator; None changes nothing."""
+    if private is None:
+        yield
+        return
+    outside = np.random.get_state()  # noqa: NPY002
+    np.random.set_state(private.get_state())  # noqa: NPY002
+    try:
+        yield
+    finally:
+        private.set_state(np.random.get_state())  # noqa: NPY002
+        np.random.set_state(outside)  # noqa: NPY002

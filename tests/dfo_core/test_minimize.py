@@ -1,0 +1,249 @@
+import itertools
+import threading
+import time
+import warnings
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from scipy.optimize import Bounds, OptimizeResult
+
+from dfo_core import CMAES, minimize
+
+
+def sphere(x):
+    return float(((x - 0.5) ** 2).sum())
+
+
+def fragile(x):
+    if x[0] > 1.0:
+        raise ArithmeticError(f"x[0] is {x[0]:.3f}")
+    return sphere(x)
+
+
+def test_result_is_scipys():
+    result = minimize(sphere, np.zeros(4), seed=0, budget=3000)
+    assert isinstance(result, OptimizeResult)
+    assert result.success
+    assert np.allclose(result.x, 0.5, atol=1e-4)
+    assert result.fun == sphere(result.x)
+    assert 0 < result.nfev <= 3000
+    assert result.nit > 10
+    assert result.message.startswith("stopped by tolfun")
+    assert (result.n_errors, result.n_invalid, result.errors) == (0, 0, [])
+
+
+@pytest.mark.parametrize("method", ["cma-es", "sep-cma-es", "lotfwa", "random", "pycma"])
+def test_every_method_respects_budget_and_bounds(method):
+    seen = []
+
+    def fun(x):
+        seen.append(x)
+        return sphere(x)
+
+    result = minimize(fun, bounds=Bounds([-1] * 3, [2] * 3), method=method, budget=333, seed=0)
+    assert result.nfev == len(seen) <= 333
+    assert np.min(seen) >= -1
+    assert np.max(seen) <= 2
+    assert result.fun == min(map(sphere, seen))
+
+
+def test_vectorized_threads_and_processes_give_the_same_numbers():
+    arguments = {"x0": np.zeros(3), "seed": 1, "budget": 200}
+    plain = minimize(sphere, **arguments)
+    vectorized = minimize(lambda x: ((x - 0.5) ** 2).sum(axis=1), vectorized=True, **arguments)
+    with ThreadPoolExecutor(3) as threads:
+        threaded = minimize(sphere, executor=threads, **arguments)
+    with ProcessPoolExecutor(2) as processes:
+        spread = minimize(sphere, executor=processes, **arguments)
+    for other in (vectorized, threaded, spread):
+        assert np.allclose(other.x, plain.x, rtol=1e-12)
+        assert (other.nfev, other.nit) == (plain.nfev, plain.nit)
+
+
+def test_threads_run_at_the_same_time():
+    together = threading.Barrier(4, timeout=5)
+
+    def fun(x):
+        together.wait()
+        return sphere(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        result = minimize(fun, np.zeros(2), executor=pool, popsize=4, budget=8, seed=0)
+    assert result.n_errors == 0
+
+
+def test_any_executor_will_do():
+    class Reversed(Executor):
+        """Finishes calls late and in reverse, with futures of its own."""
+
+        def submit(self, fn, /, *args, **kwargs):
+            future = Future()
+
+            def work():
+                time.sleep(0.001 * np.random.default_rng(0).random())
+                future.set_result(fn(*args, **kwargs))
+
+            threading.Thread(target=work).start()
+            return future
+
+    plain = minimize(sphere, np.zeros(3), seed=0, budget=40)
+    other = minimize(sphere, np.zeros(3), seed=0, budget=40, executor=Reversed())
+    assert np.array_equal(plain.x, other.x)
+
+
+@pytest.mark.parametrize("pool", [None, ThreadPoolExecutor, ProcessPoolExecutor])
+def test_a_call_that_raises_costs_its_own_evaluation_only(pool):
+    arguments = {"x0": np.full(3, 0.9), "sigma0": 0.5, "seed": 0, "budget": 400}
+    with (
+        nullcontext() if pool is None else pool(2) as executor,
+        pytest.warns(UserWarning, match=r"the objective raised ArithmeticError: x\[0\] is"),
+    ):
+        result = minimize(fragile, executor=executor, **arguments)
+    assert result.n_errors == result.n_invalid > 0
+    assert len(result.errors) == min(10, result.n_errors)
+    assert result.errors[0].startswith("ArithmeticError: x[0] is")
+    assert result.success
+    assert result.fun < 1e-3
+
+
+def test_a_warning_is_given_once():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        minimize(fragile, np.full(3, 0.9), sigma0=0.5, seed=0, budget=200)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_an_objective_that_never_works_is_an_error(vectorized):
+    def typo(x):
+        return x.nosuch
+
+    with pytest.raises(AttributeError, match="nosuch"):
+        minimize(typo, np.zeros(3), vectorized=vectorized)
+    with pytest.raises(ValueError, match="must return one number"):
+        minimize(lambda x: np.zeros((2, 2)), np.zeros(3), vectorized=vectorized)
+    with pytest.raises(ValueError, match="real numbers"):
+        minimize(lambda x: None, np.zeros(3), vectorized=vectorized)
+
+
+def test_an_array_of_one_number_is_a_number():
+    assert minimize(lambda x: np.array([x @ x]), np.ones(2), budget=50, seed=0).fun < 2
+
+
+def test_a_broken_executor_is_raised():
+    from concurrent.futures.process import BrokenProcessPool
+
+    class Broken(Executor):
+        def submit(self, fn, /, *args, **kwargs):
+            future = Future()
+            future.set_exception(BrokenProcessPool("a worker died"))
+            return future
+
+    with pytest.raises(BrokenProcessPool):
+        minimize(sphere, np.zeros(2), executor=Broken())
+
+
+def test_callback_sees_each_batch_and_can_stop():
+    seen = []
+
+    def callback(intermediate):
+        seen.append(intermediate)
+        if len(seen) == 5:
+            raise StopIteration
+
+    result = minimize(sphere, np.zeros(3), seed=0, callback=callback)
+    assert result.nit == 5
+    assert result.stop == {"callback": True}
+    assert [r.nit for r in seen] == [1, 2, 3, 4, 5]
+    assert all(a.fun >= b.fun for a, b in itertools.pairwise(seen))
+    assert not seen[0].stop
+
+
+@pytest.mark.parametrize("method", ["cma-es", "sep-cma-es", "lotfwa", "random"])
+def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, method):
+    path = tmp_path / "run.npz"
+    arguments = {"bounds": (-1, [1.0, 2.0, 3.0]), "method": method, "seed": 3, "budget": 300}
+    arguments |= {"popsize": 10}
+    whole_calls, calls = [], []
+    whole = minimize(lambda x: whole_calls.append(x) or sphere(x), **arguments)
+
+    def killed(x):
+        if len(calls) == 100:
+            raise KeyboardInterrupt
+        calls.append(x)
+        return sphere(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        minimize(killed, checkpoint=path, **arguments)
+    n_before = len(calls)
+    resumed = minimize(lambda x: calls.append(x) or sphere(x), checkpoint=path, **arguments)
+    assert np.array_equal(resumed.x, whole.x)
+    assert (resumed.fun, resumed.nfev, resumed.nit) == (whole.fun, whole.nfev, whole.nit)
+    # Only the batch under way is evaluated again.
+    assert len(calls) - len(whole_calls) < n_before <= 100
+    assert len(calls) - len(whole_calls) < 10
+    again = minimize(lambda x: pytest.fail("nothing is left to do"), checkpoint=path, **arguments)
+    assert again.fun == whole.fun
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(tmp_path):
+    arguments = {"x0": np.zeros(5), "seed": 0, "checkpoint": tmp_path / "run.npz"}
+    minimize(sphere, budget=100, **arguments)
+    more = minimize(sphere, budget=200, **arguments)
+    assert more.nfev == 200
+    assert np.array_equal(more.x, minimize(sphere, np.zeros(5), seed=0, budget=200).x)
+
+
+def test_errors_are_kept_across_a_resume(tmp_path):
+    arguments = {"x0": np.full(3, 0.9), "sigma0": 0.5, "seed": 0}
+    arguments |= {"checkpoint": tmp_path / "run.npz"}
+    with pytest.warns(UserWarning, match="ArithmeticError"):
+        first = minimize(fragile, budget=100, **arguments)
+    second = minimize(fragile, budget=110, **arguments)
+    assert second.n_errors >= first.n_errors > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "of a run with seed=0, this call has seed=1"),
+        ({"x0": np.ones(3)}, "of a run with x0="),
+        ({"method": "sep-cma-es"}, "of a run with method="),
+        ({"popsize": 9}, "of a run with popsize=None"),
+        ({"bounds": (-5, 5)}, "of a run with bounds=None"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
+    arguments = {"x0": np.zeros(3), "seed": 0, "checkpoint": tmp_path / "run.npz"}
+    minimize(sphere, budget=50, **arguments)
+    with pytest.raises(ValueError, match=message):
+        minimize(sphere, budget=50, **{**arguments, **change})
+
+
+def test_checkpoint_needs_an_optimizer_that_can_be_saved(tmp_path):
+    with pytest.raises(NotImplementedError, match="supports_state"):
+        minimize(sphere, np.zeros(2), method="pycma", checkpoint=tmp_path / "run.npz")
+    (tmp_path / "other").write_text("mine")
+    with pytest.raises(ValueError, match="not a state file"):
+        minimize(sphere, np.zeros(2), checkpoint=tmp_path / "other")
+
+
+def test_target_and_optimizer_objects():
+    opt = CMAES(np.zeros(3), seed=0)
+    result = minimize(sphere, method=opt, target=1e-3, budget=2000)
+    assert result.stop == {"target": 1e-3}
+    assert opt.result.fun == result.fun
+    with pytest.raises(ValueError, match="x0 has no effect"):
+        minimize(sphere, np.zeros(3), method=opt)
+    with pytest.raises(ValueError, match="leave out the executor"):
+        minimize(sphere, np.zeros(3), vectorized=True, executor=ThreadPoolExecutor(1))
+
+
+def test_all_invalid_is_no_success():
+    result = minimize(lambda x: np.nan, np.zeros(2), budget=30, seed=0)
+    assert not result.success
+    assert result.n_invalid == 30
+    assert np.isnan(result.x).all()
