@@ -1,0 +1,169 @@
+"""The operations as torch.library ops, and the choice of an implementation.
+
+A caller uses `project` and `apply_deltas` of this package; they check their arguments and call
+these ops, which torch.compile, torch.export and meta tensors treat like PyTorch's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MODULES = {
+    "triton": "lora_kernels.triton_launch",
+    "cpu": "lora_kernels.cpu",
+    "reference": "lora_kernels.reference",
+}
+PRECISIONS = ("tf32x3", "tf32")
+
+
+class Availability(NamedTuple):
+    """Whether a backend can be used here, and if not, why."""
+
+    available: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.available
+
+
+def backends() -> dict[str, Availability]:
+    """Which backends can be used on this machine, by name."""
+    return {
+        "triton": _triton_availability(),
+        "cpu": Availability(True, ""),
+        "reference": Availability(True, ""),
+    }
+
+
+def resolve_backend(device: torch.device, backend: str | None) -> str:
+    """The backend to use for tensors on a device.
+
+    It looks at nothing but its arguments, so that torch.compile can trace it; whether the backend
+    can be used is checked where it runs.
+
+    Args:
+        device: Where the tensors are.
+        backend: The caller's choice, or None for the device's own: triton on a GPU, cpu on a CPU.
+
+    Raises:
+        ValueError: If the backend is unknown, or the device has none of its own.
+    """
+    if backend is None:
+        own = {"cuda": "triton", "cpu": "cpu", "meta": "reference"}
+        if device.type not in own:
+            raise ValueError(
+                f"there is no backend for {device.type} tensors; pass backend='reference', which is"
+                " plain PyTorch"
+            )
+        return own[device.type]
+    if backend not in MODULES:
+        raise ValueError(f"backend must be one of {', '.join(MODULES)}; got {backend!r}")
+    return backend
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _triton_availability() -> Availability:
+    if importlib.util.find_spec("triton") is None:
+        return Availability(False, "the package triton is not installed")
+    if not torch.cuda.is_available() and not _interpreting():
+        return Availability(False, "PyTorch finds no GPU, and TRITON_INTERPRET=1 is not set")
+    return Availability(True, "")
+
+
+def _implementation(backend: str, device: torch.device) -> ModuleType:
+    """The module that implements a backend; Triton is imported here at the earliest."""
+    if backend == "triton":
+        if not (status := _triton_availability()):
+            raise ValueError(f"the triton backend is not available: {status.reason}")
+        if device.type != "cuda" and not _interpreting():
+            raise ValueError(
+                f"the triton backend needs tensors on a GPU; got {device.type} tensors (they work"
+                " in Triton's interpreter, with TRITON_INTERPRET=1 in the environment)"
+            )
+    return importlib.import_module(MODULES[backend])
+
+
+def _options(backend: str, **options: Any) -> dict[str, Any]:
+    """What only the Triton kernels can be told."""
+    if backend == "triton":
+        return options
+    if options["autotune"]:
+        raise ValueError(f"autotune=True applies to the triton backend; the backend is {backend}")
+    return {}
+
+
+@torch.library.custom_op("lora_kernels::project", mutates_args=())
+def project(z: Tensor, weight: Tensor, backend: str, autotune: bool) -> Tensor:
+    """Map z (P, d_part) through weight (n, d_part) to (P, n)."""
+    options = _options(backend, autotune=autotune)
+    out: Tensor = _implementation(backend, z.device).project(z, weight, **options)
+    return out
+
+
+@project.register_fake
+def _(z: Tensor, weight: Tensor, backend: str, autotune: bool) -> Tensor:
+    return z.new_empty(z.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("lora_kernels::project_seeded", mutates_args=())
+def project_seeded(
+    z: Tensor, n: int, seed: int, stream: int, std: float, backend: str, autotune: bool
+) -> Tensor:
+    """Map z (P, d_part) through a Philox stream's (n, d_part) normal numbers to (P, n)."""
+    options = _options(backend, autotune=autotune)
+    out: Tensor = _implementation(backend, z.device).project_seeded(
+        z, n, seed, stream, std, **options
+    )
+    return out
+
+
+@project_seeded.register_fake
+def _(
+    z: Tensor, n: int, seed: int, stream: int, std: float, backend: str, autotune: bool
+) -> Tensor:
+    return z.new_empty(z.shape[0], n)
+
+
+@torch.library.custom_op("lora_kernels::apply_deltas", mutates_args=())
+def apply_deltas(
+    x: Tensor,
+    base: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    start: int,
+    backend: str,
+    precision: str,
+    autotune: bool,
+) -> Tensor:
+    """Base plus every candidate's delta of x, (P, T, width); B's columns begin at start."""
+    options = _options(backend, precision=precision, autotune=autotune)
+    y: Tensor = _implementation(backend, x.device).apply_deltas(
+        x, base, A, B, scale, start, **options
+    )
+    return y
+
+
+@apply_deltas.register_fake
+def _(
+    x: Tensor,
+    base: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    start: int,
+    backend: str,
+    precision: str,
+    autotune: bool,
+) -> Tensor:
+    return base.new_empty(A.shape[0], base.shape[-2], base.shape[-1])

@@ -1,0 +1,105 @@
+"""Tile sizes of the Triton kernels, an architecture a row.
+
+The table holds tiles with which every kernel compiles without register spills and within the card's
+shared memory, as ``python -m lora_kernels.inspect`` shows. Which of those is fastest on a card is
+not measured yet; ``autotune=True`` measures it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+Kernel: TypeAlias = Literal["project", "project_seeded", "apply_half", "apply_float32"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel divides its work.
+
+    Attributes:
+        rows: Rows of the result a program computes: tokens in apply_deltas; in project candidates
+            at most, fewer where there are fewer.
+        depth: Length of the sum taken in one step.
+        columns: Columns of the result computed in one step.
+        num_warps: Warps a program.
+        num_stages: Steps whose loads are in flight at a time.
+    """
+
+    rows: int
+    depth: int
+    columns: int
+    num_warps: int
+    num_stages: int
+
+
+TILES: Mapping[str, Mapping[Kernel, Tile]] = {
+    "sm_80": {
+        "project": Tile(64, 32, 32, 4, 3),
+        "project_seeded": Tile(64, 64, 32, 4, 1),
+        "apply_half": Tile(64, 64, 64, 4, 4),
+        "apply_float32": Tile(32, 32, 64, 4, 2),
+    },
+    "sm_86": {
+        "project": Tile(64, 32, 32, 4, 3),
+        "project_seeded": Tile(64, 64, 32, 4, 1),
+        "apply_half": Tile(64, 64, 64, 4, 3),
+        "apply_float32": Tile(32, 32, 64, 4, 2),
+    },
+    "sm_90": {
+        "project": Tile(64, 32, 32, 4, 3),
+        "project_seeded": Tile(64, 64, 32, 4, 1),
+        "apply_half": Tile(64, 64, 64, 4, 4),
+        "apply_float32": Tile(64, 32, 64, 8, 3),
+    },
+    "sm_100": {
+        "project": Tile(64, 32, 32, 4, 3),
+        "project_seeded": Tile(64, 64, 64, 8, 1),
+        "apply_half": Tile(64, 64, 64, 4, 4),
+        "apply_float32": Tile(64, 32, 64, 8, 3),
+    },
+    "gfx942": {
+        "project": Tile(64, 32, 32, 4, 2),
+        "project_seeded": Tile(64, 64, 32, 4, 1),
+        "apply_half": Tile(64, 64, 64, 4, 2),
+        "apply_float32": Tile(64, 32, 64, 4, 2),
+    },
+}
+
+# Shared memory a program may use, in bytes: CUDA programming guide, table of technical
+# specifications per compute capability; AMD Instinct MI300 instruction set, local data share.
+SHARED_MEMORY: Mapping[str, int] = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "gfx942": 64 << 10,
+}
+
+
+def architecture(device: torch.device) -> str:
+    """The table's row for a device.
+
+    An architecture without a row gets the one of its maker with the least shared memory. In
+    Triton's interpreter, where there is no device, any row will do.
+    """
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, minor = torch.cuda.get_device_capability(device)
+    name = f"sm_{major}{minor}"
+    return name if name in TILES else "sm_86"
+
+
+def table_tile(kernel: Kernel, device: torch.device) -> Tile:
+    """The table's tile of a kernel on a device."""
+    return TILES[architecture(device)][kernel]
+
+
+def all_tiles(kernel: Kernel) -> list[Tile]:
+    """Every tile the table has for a kernel, for autotuning."""
+    return list(dict.fromkeys(row[kernel] for row in TILES.values()))

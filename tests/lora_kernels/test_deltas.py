@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import nn
+
+from lora_kernels import Factors, apply_deltas, reference
+
+BACKENDS = ("cpu", "reference")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _factors(candidates, rank, hidden, out_features, dtype=torch.float32):
+    a, b = torch.randn(candidates, rank, hidden), torch.randn(candidates, rank, out_features)
+    return Factors(a.to(dtype), b.to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_definition(backend):
+    x, base = torch.randn(5, 6, 10), torch.randn(5, 6, 8)
+    factors = _factors(5, 3, 10, 8)
+    y = apply_deltas(x, base, factors, scale=0.7, backend=backend)
+    for p in range(5):
+        weight = factors.B[p].T @ factors.A[p]  # (o, h), as in W x + B A x
+        torch.testing.assert_close(y[p], base[p] + 0.7 * x[p] @ weight.T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 4, 16, 33])
+@pytest.mark.parametrize("x_shared", [True, False])
+@pytest.mark.parametrize("base_shared", [True, False])
+@pytest.mark.parametrize("columns", [None, (8, 28)])
+def test_cpu_equals_reference(dtype, rank, x_shared, base_shared, columns):
+    candidates, tokens, hidden, out_features = 5, 19, 24, 20
+    x = torch.randn(*(() if x_shared else (candidates,)), tokens, hidden).to(dtype)
+    width = out_features if columns is None else 36
+    base = torch.randn(*(() if base_shared else (candidates,)), tokens, width).to(dtype)
+    factors = _factors(candidates, rank, hidden, out_features, dtype)
+    y = apply_deltas(x, base, factors, 0.1, "cpu", columns=columns)
+    wide = (t.double() for t in (x, base, factors.A, factors.B))
+    expected = reference.apply_deltas(*wide, 0.1, columns[0] if columns else 0)
+    assert y.dtype == dtype
+    assert y.is_contiguous()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), expected, rtol=8 * eps, atol=16 * rank**0.5 * eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_columns_are_copied(backend):
+    x, base, factors = torch.randn(6, 10), torch.randn(6, 24), _factors(3, 2, 10, 8)
+    y = apply_deltas(x, base, factors, columns=slice(8, 16), backend=backend)
+    assert torch.equal(y[..., :8], base[:, :8].expand(3, 6, 8))
+    assert torch.equal(y[..., 16:], base[:, 16:].expand(3, 6, 8))
+    middle = apply_deltas(x, base[:, 8:16], factors, backend=backend)
+    torch.testing.assert_close(y[..., 8:16], middle)
+    torch.testing.assert_close(apply_deltas(x, base, factors, columns=(8, 16), backend=backend), y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("candidates", "tokens"), [(0, 4), (3, 0), (0, 0)])
+@pytest.mark.parametrize("x_shared", [True, False])
+def test_empty(backend, candidates, tokens, x_shared):
+    x = torch.randn(*(() if x_shared else (candidates,)), tokens, 10)
+    y = apply_deltas(x, torch.randn(tokens, 8), _factors(candidates, 2, 10, 8), backend=backend)
+    assert y.shape == (candidates, tokens, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arguments_are_not_changed_and_need_not_be_contiguous(backend):
+    x, base = torch.randn(10, 6).T, torch.randn(4, 6, 16)[..., ::2]
+    factors = Factors(torch.randn(2, 10, 4).permute(2, 0, 1), torch.randn(4, 4, 8)[:, ::2])
+    before = [t.clone() for t in (x, base, factors.A, factors.B)]
+    y = apply_deltas(x, base, factors, backend=backend)
+    for tensor, copy in zip((x, base, factors.A, factors.B), before, strict=True):
+        assert torch.equal(tensor, copy)
+    dense = Factors(factors.A.contiguous(), factors.B.contiguous())
+    expected = apply_deltas(x.contiguous(), base.contiguous(), dense, backend=backend)
+    torch.testing.assert_close(y, expected)
+
+
+def test_equals_peft():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["0"])
+    model = peft.inject_adapter_in_model(config, nn.Sequential(nn.Linear(10, 8)))
+    layer, x = model[0], torch.randn(6, 10)
+    factors = _factors(1, 4, 10, 8)
+    with torch.no_grad():
+        layer.lora_A["default"].weight.copy_(factors.A[0])
+        layer.lora_B["default"].weight.copy_(factors.B[0].T)
+        y = apply_deltas(x, layer.base_layer(x), factors, scale=6 / 4)
+        torch.testing.assert_close(y[0], layer(x))
+
+
+def test_factors():
+    factors = _factors(5, 3, 10, 8)
+    assert (len(factors), factors.rank) == (5, 3)
+    block = factors[1:3]
+    assert len(block) == 2
+    assert torch.equal(block.A, factors.A[1:3])
+    assert block.B.data_ptr() == factors.B[1].data_ptr()
+    assert factors.to(dtype=torch.float16).B.dtype == torch.float16
+    assert factors.to("meta").A.device.type == "meta"
+    with pytest.raises(TypeError, match="slice"):
+        factors[0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.zeros(2, 3, 4), torch.zeros(2, 4, 4), r"\(2, 3, 4\) and \(2, 4, 4\)"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), r"\(3, 4\)"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, dtype=torch.float16), "float16"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, device="meta"), "meta"),
+    ],
+)
+def test_wrong_factors(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        Factors(a, b)
+
+
+@pytest.mark.parametrize(
+    ("x", "base", "options", "message"),
+    [
+        ((6, 11), (6, 8), {}, r"\(T, 10\) or \(3, T, 10\).*got \(6, 11\)"),
+        ((2, 6, 10), (6, 8), {}, r"got \(2, 6, 10\)"),
+        ((10,), (6, 8), {}, r"got \(10,\)"),
+        ((6, 10), (5, 8), {}, r"\(6, width\) or \(3, 6, width\).*got \(5, 8\)"),
+        ((6, 10), (4, 6, 8), {}, r"got \(4, 6, 8\)"),
+        ((6, 10), (6, 9), {}, "8 wide, .* base's width; that is 9"),
+        ((6, 10), (6, 24), {"columns": (8, 15)}, "that is 7"),
+        ((6, 10), (6, 24), {"columns": (20, 28)}, "base's 24"),
+        ((6, 10), (6, 24), {"columns": slice(0, 16, 2)}, "columns"),
+        ((6, 10), (6, 8), {"precision": "ieee"}, "tf32x3, tf32; got 'ieee'"),
+        ((6, 10), (6, 8), {"backend": "gpu"}, "got 'gpu'"),
+        ((6, 10), (6, 8), {"autotune": True}, "the backend is cpu"),
+    ],
+)
+def test_wrong_arguments_are_named(x, base, options, message):
+    with pytest.raises(ValueError, match=message):
+        apply_deltas(torch.zeros(x), torch.zeros(base), _factors(3, 2, 10, 8), **options)
+
+
+def test_types_and_devices_must_agree():
+    x, base, factors = torch.zeros(6, 10), torch.zeros(6, 8), _factors(3, 2, 10, 8)
+    with pytest.raises(ValueError, match="float16 on cpu"):
+        apply_deltas(x.half(), base, factors)
+    with pytest.raises(ValueError, match="on meta"):
+        apply_deltas(x, base.to("meta"), factors)
+    with pytest.raises(ValueError, match="float64"):
+        apply_deltas(x.double(), base.double(), factors.to(dtype=torch.float64))
