@@ -176,7 +176,7 @@ class CMAES(Optimizer):
         z = self._covariance.whiten(y) if len(y) else y
         length = np.linalg.norm(z, axis=1, keepdims=True)
         longest = sqrt(self.dim) + 2 * self.dim / (self.dim + 2)  # c_y, Hansen 2011
-        factor = np.minimum(1.0, longest / np.maximum(length, np.finfo(float).tiny))
+        factor = longest / np.maximum(length, longest)
         self._injected = self._foreign_losses
         self._foreign_x = np.empty((0, self.dim))
         self._foreign_losses = np.empty(0)

@@ -51,7 +51,7 @@ class LoTFWA(Optimizer):
     loss (told before the first `ask`, this saves its evaluation). Any other point replaces the
     worst firework, if it is better, and starts with the starting amplitude; a firework without a
     loss counts as worst, the last such first. Where the objective shifts between generations,
-    evaluate `places` anew and tell them this way, or fireworks defend losses that no longer hold.
+    evaluate `remembered` anew and tell it this way, or fireworks defend losses that no longer hold.
 
     Stop reasons: "generations".
 
@@ -283,6 +283,12 @@ class LoTFWA(Optimizer):
     def nit(self) -> int:
         """Number of completed generations; one is several batches."""
         return self._generation
+
+    @property
+    def remembered(self) -> FloatArray:
+        """Places (k, dim) of the fireworks that have been evaluated; a copy."""
+        evaluated: FloatArray = self._places[~np.isnan(self._fitness)]
+        return evaluated
 
     @property
     def places(self) -> FloatArray:

@@ -254,6 +254,15 @@ class Optimizer(ABC):
     # -- what is known -----------------------------------------------------------------------
 
     @property
+    def remembered(self) -> FloatArray:
+        """Points (k, dim) with whose losses new candidates are compared, beside the best; a copy.
+
+        Where the objective shifts between generations their losses no longer hold: evaluate them
+        anew and tell them with `tell_foreign`. Empty for algorithms without such a memory.
+        """
+        return np.empty((0, self.dim))
+
+    @property
     def nfev(self) -> int:
         """Number of candidates told so far."""
         return self._nfev

@@ -11,6 +11,16 @@ from dfo_core.adapters.foreign import ForeignOptimizer
 from dfo_core.validation import FloatArray, as_float_array, as_points, as_positive_int
 
 
+def require_ask_and_tell(obj: Any) -> None:
+    """Raise TypeError if an object lacks `ask` or `tell`."""
+    for method in ("ask", "tell"):
+        if not callable(getattr(obj, method, None)):
+            raise TypeError(
+                f"{type(obj).__name__} has no method {method}(): wrap it in an object with "
+                "ask() -> points and tell(points, losses)"
+            )
+
+
 class AskTellOptimizer(ForeignOptimizer):
     """An object with `ask` and `tell`, whichever of the usual forms they have.
 
@@ -49,12 +59,7 @@ class AskTellOptimizer(ForeignOptimizer):
         budget: int | None = None,
         target: float | None = None,
     ) -> None:
-        for method in ("ask", "tell"):
-            if not callable(getattr(obj, method, None)):
-                raise TypeError(
-                    f"{type(obj).__name__} has no method {method}(): wrap it in an object with "
-                    "ask() -> points and tell(points, losses)"
-                )
+        require_ask_and_tell(obj)
         first = obj.ask()
         points = _points(first)
         if points.ndim not in (1, 2) or points.size == 0:
