@@ -1,0 +1,251 @@
+"""From a task's examples to token ids, answer positions and label tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from integrations.architectures import Kind, family_of
+from integrations.errors import UserError
+from integrations.tasks.task import MASK, Example, Task, pattern_fields
+
+MAX_LENGTH = 512
+
+
+def longest_prompt(model: PreTrainedModel) -> int:
+    """Tokens a prompt may have: 512, or fewer if the model has fewer positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return MAX_LENGTH
+    return int(min(MAX_LENGTH, positions - family_of(model.config.model_type).reserved_positions))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One example as the model sees it.
+
+    Attributes:
+        ids: Token ids.
+        answer: Position whose output predicts the label word.
+        label: Index of the right label word.
+    """
+
+    ids: tuple[int, ...]
+    answer: int
+    label: int
+
+
+class Encoder:
+    """Encodes a task's examples for one tokenizer and kind of model.
+
+    Args:
+        task: The task.
+        tokenizer: The model's tokenizer.
+        kind: ``"causal"`` or ``"masked"``.
+        max_length: Longest prompt in tokens. Longer ones lose the end of their longest field,
+            never a part of the pattern.
+
+    Raises:
+        UserError: If the tokenizer has no mask token for a masked model, a label word is unknown
+            to it, or two label words begin with the same token.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: Kind,
+        max_length: int = MAX_LENGTH,
+    ) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.pattern = task.pattern(kind)
+        self.max_length = max_length
+        if kind == "masked" and tokenizer.mask_token is None:
+            raise UserError(
+                f"task {task.name!r} asks a masked model, but the tokenizer has no mask token; "
+                "use a model with a masked-language head or a causal one with its tokenizer."
+            )
+        self.label_ids = self._label_ids()
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up shorter prompts; which one makes no difference."""
+        found = self.tokenizer.pad_token_id
+        return 0 if found is None else int(found)
+
+    def encode(self, examples: Sequence[Example]) -> list[Prompt]:
+        """Token ids, answer position and label of each example."""
+        prompts = []
+        for example in examples:
+            ids = self._fit(dict(example.fields))
+            prompts.append(Prompt(tuple(ids), self._answer(ids), example.label))
+        return prompts
+
+    def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
+        """Token ids of the filled pattern, with a label word in place if one is given."""
+        if self.kind == "masked":
+            text = self.pattern.format(**fields, **{MASK: answer or self.tokenizer.mask_token})
+            return list(self.tokenizer(text)["input_ids"])
+        text = self.pattern.format(**fields) + (f" {answer}" if answer else "")
+        ids = list(self.tokenizer(text)["input_ids"])
+        # A closing special token would stand between the prompt and its answer.
+        while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+            ids.pop()
+        return ids
+
+    def _answer(self, ids: list[int]) -> int:
+        return ids.index(self.tokenizer.mask_token_id) if self.kind == "masked" else len(ids) - 1
+
+    def _fit(self, fields: dict[str, str]) -> list[int]:
+        ids = self._ids(fields)
+        while len(ids) > self.max_length:
+            longest = max(fields, key=lambda name: len(fields[name]))
+            text = fields[longest]
+            # Cut in proportion to the excess, a little more each round, until the prompt fits.
+            keep = min(int(len(text) * self.max_length / len(ids)), len(text) - 1)
+            if keep <= 0:
+                raise UserError(
+                    f"the pattern {self.pattern!r} alone is longer than {self.max_length} tokens."
+                )
+            fields[longest] = text[:keep]
+            ids = self._ids(fields)
+        return ids
+
+    def _label_ids(self) -> tuple[int, ...]:
+        """First token of each label word as it is encoded in the pattern."""
+        fields = dict.fromkeys(self._field_names(), "It")
+        bare = self._ids(fields)
+        position = self._answer(bare) if self.kind == "masked" else len(bare)
+        found: dict[int, str] = {}
+        for word in self.task.label_words:
+            ids = self._ids(fields, word)
+            if ids[:position] != bare[:position] or len(ids) <= position:
+                raise UserError(
+                    f"label word {word!r} merges with the text before it in {self.pattern!r}; "
+                    "change the pattern so that a space comes before the answer."
+                )
+            token = ids[position]
+            if token == self.tokenizer.unk_token_id:
+                raise UserError(f"label word {word!r} is unknown to the tokenizer; choose another.")
+            if token in found:
+                raise UserError(
+                    f"label words {found[token]!r} and {word!r} begin with the same token "
+                    f"{self.tokenizer.convert_ids_to_tokens(token)!r}; choose words whose first "
+                    "tokens differ."
+                )
+            found[token] = word
+        return tuple(found)
+
+    def _field_names(self) -> list[str]:
+        return [name for name in pattern_fields(self.pattern) if name != MASK]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts of about one length, padded on the right.
+
+    Attributes:
+        rows: (N,) where each prompt stood in the list that was grouped.
+        ids: (N, T) token ids.
+        mask: (N, T) 1 for real tokens, or None where the model needs none.
+        answers: (N,) answer positions.
+        labels: (N,) right labels.
+    """
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    answers: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+# One more batch costs about as much as these many tokens, since the weights are streamed from
+# memory once more (measured on a 2-core CPU with a 135M model: 46 ms against 1.4 ms a token).
+BATCH_OVERHEAD_TOKENS = 32
+
+
+def group_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cut prompts, sorted by length, into batches that cost least.
+
+    A batch costs its padded tokens plus :data:`BATCH_OVERHEAD_TOKENS`; the cheapest cut of the
+    sorted list is found by dynamic programming.
+
+    Args:
+        lengths: Tokens in each prompt.
+        max_tokens: Most padded tokens in a batch; a longer single prompt is a batch of its own.
+
+    Returns:
+        Indices into ``lengths``, one list a batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    best = [0.0] + [float("inf")] * len(order)
+    cut = [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        for start in range(end - 1, -1, -1):
+            tokens = (end - start) * longest
+            if tokens > max_tokens and end - start > 1:
+                break
+            cost = best[start] + tokens + BATCH_OVERHEAD_TOKENS
+            if cost < best[end]:
+                best[end], cut[end] = cost, start
+    groups = []
+    end = len(order)
+    while end > 0:
+        groups.append(order[cut[end] : end])
+        end = cut[end]
+    return groups[::-1]
+
+
+def make_batches(
+    prompts: Sequence[Prompt],
+    pad_id: int,
+    kind: Kind,
+    device: torch.device,
+    *,
+    grouped: bool = True,
+    max_tokens: int = 4096,
+) -> list[PromptBatch]:
+    """Batch prompts for a model.
+
+    Args:
+        prompts: What to batch.
+        pad_id: Token id that fills up shorter prompts.
+        kind: Causal models need no mask: padding comes after the answer and is never attended to.
+        device: Where the tensors go.
+        grouped: Batch prompts of like length; False pads all to the longest.
+        max_tokens: Most padded tokens in a batch.
+    """
+    lengths = [len(p.ids) for p in prompts]
+    if grouped:
+        groups = group_by_length(lengths, max_tokens)
+    else:
+        size = max(1, max_tokens // max(lengths))
+        groups = [list(range(i, min(i + size, len(lengths)))) for i in range(0, len(lengths), size)]
+    batches = []
+    for group in groups:
+        width = max(lengths[i] for i in group)
+        ids = torch.full((len(group), width), pad_id, dtype=torch.long)
+        mask = torch.zeros((len(group), width), dtype=torch.long)
+        for row, i in enumerate(group):
+            ids[row, : lengths[i]] = torch.tensor(prompts[i].ids)
+            mask[row, : lengths[i]] = 1
+        needs_mask = kind == "masked" and not bool(mask.all())
+        batches.append(
+            PromptBatch(
+                rows=torch.tensor(group),
+                ids=ids.to(device),
+                mask=mask.to(device) if needs_mask else None,
+                answers=torch.tensor([prompts[i].answer for i in group], device=device),
+                labels=torch.tensor([prompts[i].label for i in group], device=device),
+            )
+        )
+    return batches
