@@ -1,0 +1,311 @@
+"""Losses of many candidates for one layer, in as little work as the model allows.
+
+A candidate differs from the deltas in place in one layer only. So, for the tuned layer l:
+
+1. hidden states that enter layer l are the same for all candidates: computed once and kept
+   (:mod:`integrations.prefix`), and the layers before l are skipped;
+2. the inputs of layer l's projections are shared, so the frozen projections run once;
+3. the head runs at the answer position and for the label words only;
+4. prompts are batched by length, so that padding is nearly nothing;
+5. candidates run in blocks of a size that is measured at the start.
+
+The model's own code runs everything that is left: masks, rotary tables, norms and residuals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from integrations.adapter import Adapter
+from integrations.architectures import Architecture, Target
+from integrations.metrics import Loss
+from integrations.patches import Patches, add_delta
+from integrations.prefix import PrefixCache
+from integrations.prompts import Prompt, make_batches
+from integrations.spaces import LayerFactors
+from lora_kernels import Factors, apply_deltas
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """The five steps that make population evaluation fast; all off is the naive loop.
+
+    Attributes:
+        prefix_cache: Skip the layers before the tuned one.
+        shared_base: Run the tuned layer's frozen projections once for all candidates.
+        answer_head: Run the head at the answer position, for the label words.
+        length_groups: Batch prompts of like length.
+        blocks: Candidates in one forward pass: a number, or None to measure the best.
+    """
+
+    prefix_cache: bool = True
+    shared_base: bool = True
+    answer_head: bool = True
+    length_groups: bool = True
+    blocks: int | None = None
+
+
+FAST = Speedups()
+NAIVE = Speedups(False, False, False, False, blocks=1)
+
+
+class PopulationEvaluator:
+    """Evaluates candidates of one layer at a time on a fixed set of prompts.
+
+    Args:
+        arch: The frozen model.
+        prompts: What the loss is computed on.
+        label_ids: Token of each label word.
+        pad_id: Token that fills up shorter prompts.
+        loss: Loss of label logits and labels.
+        speedups: Which of the five steps to take (default all).
+        prefix_bytes: Most memory for kept hidden states (default 1 GiB).
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        prompts: Sequence[Prompt],
+        label_ids: Sequence[int],
+        *,
+        pad_id: int,
+        loss: Loss,
+        speedups: Speedups = FAST,
+        prefix_bytes: int = 1 << 30,
+    ) -> None:
+        device = arch.model.device
+        self.arch = arch
+        self.loss = loss
+        self.speedups = speedups
+        self.label_ids = torch.tensor(label_ids, device=device)
+        self.labels = np.array([p.label for p in prompts])
+        self.batches = make_batches(
+            prompts, pad_id, arch.kind, device, grouped=speedups.length_groups
+        )
+        self.block_size = speedups.blocks
+        self._prefix = PrefixCache(arch, self.batches, prefix_bytes)
+
+    @torch.inference_mode()
+    def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
+        """Mean loss of each candidate for one layer, the others as they are in place.
+
+        Args:
+            layer: Index of the layer whose deltas the candidates replace.
+            candidates: Factors of P candidates for each of the layer's targets.
+            adapter: The deltas in place in all layers.
+
+        Returns:
+            (P,) float64 losses.
+        """
+        count = len(next(iter(candidates.values())))
+        if self.block_size is None and count > 1:
+            self.block_size = self._measure_block_size(candidates, adapter)
+        size = self.block_size or 1
+        shared = SharedBase()
+        losses = torch.zeros(count, dtype=torch.float64)
+        for start in range(0, count, size):
+            block = {name: factors[start : start + size] for name, factors in candidates.items()}
+            for number, batch in enumerate(self.batches):
+                logits = self._logits(number, layer, block, adapter, shared)
+                per_example = self.loss(logits, batch.labels)
+                losses[start : start + size] += per_example.double().sum(dim=1).cpu()
+        return (losses / len(self.labels)).numpy()
+
+    @torch.inference_mode()
+    def logits(
+        self, adapter: Adapter, progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """Label logits with the deltas in place, (N, C) float32 in the order of the prompts.
+
+        Args:
+            adapter: The deltas.
+            progress: Called with the number of prompts done and of all.
+        """
+        done = 0
+        out = np.empty((len(self.labels), len(self.label_ids)), dtype=np.float32)
+        for number, batch in enumerate(self.batches):
+            logits = self._logits(number, len(self.arch.layers), {}, adapter, SharedBase())
+            out[batch.rows.numpy()] = logits[0].cpu().numpy()
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(out))
+        return out
+
+    def loss_in_place(self, adapter: Adapter) -> float:
+        """Mean loss with the deltas in place."""
+        logits = torch.from_numpy(self.logits(adapter))
+        return float(self.loss(logits, torch.from_numpy(self.labels)).double().mean())
+
+    def _logits(
+        self, number: int, layer: int, block: LayerFactors, adapter: Adapter, shared: SharedBase
+    ) -> Tensor:
+        """Label logits (P, N, C) of a block of P candidates on one batch.
+
+        ``layer`` may be one past the last, for the deltas in place and no candidate.
+        """
+        batch = self.batches[number]
+        copies = len(next(iter(block.values()))) if block else 1
+        with Patches() as patches:
+            if self.speedups.prefix_cache and block:
+                self._prefix.resume(patches, number, layer, adapter, copies)
+                patches.add_deltas(adapter.deltas(layer + 1, len(self.arch.layers)))
+            else:
+                patches.add_deltas(adapter.deltas(0, layer))
+                patches.add_deltas(adapter.deltas(layer + 1, len(self.arch.layers)))
+            if block:
+                share = self.speedups.shared_base
+                _tune_layer(
+                    patches,
+                    [(self.arch.targets[layer][name], f) for name, f in block.items()],
+                    shared.of(number) if share else None,
+                    len(batch),
+                )
+            answers = batch.answers.repeat(copies)
+            rows = torch.arange(len(answers), device=answers.device)
+            if self.speedups.answer_head:
+                patches.before(self.arch.head, partial(_at_answers, rows, answers))
+                _keep_label_words(patches, self.arch.output, self.label_ids)
+            logits = self.arch.model(
+                input_ids=batch.ids.repeat(copies, 1),
+                attention_mask=None if batch.mask is None else batch.mask.repeat(copies, 1),
+                use_cache=False,
+            ).logits
+        if self.speedups.answer_head:
+            logits = logits[:, 0]
+        else:
+            logits = logits[rows, answers][:, self.label_ids]
+        by_candidate: Tensor = logits.float().view(copies, len(batch), -1)
+        return by_candidate
+
+    def _measure_block_size(self, candidates: LayerFactors, adapter: Adapter) -> int:
+        """Candidates a forward pass that take the least time each, at the middle layer.
+
+        A larger block has to win by a tenth, so that noise does not decide.
+        """
+        layer, number = len(self.arch.layers) // 2, len(self.batches) // 2
+        fitting = {
+            target.name: _resized(factors, target)
+            for factors, target in zip(
+                candidates.values(), self.arch.targets[layer].values(), strict=True
+            )
+        }
+        best, best_time = 1, float("inf")
+        size = 1
+        while size <= len(next(iter(fitting.values()))):
+            block = {name: factors[:size] for name, factors in fitting.items()}
+            seconds = min(self._seconds(number, layer, block, adapter) for _ in range(2)) / size
+            if seconds > 0.9 * best_time:
+                break
+            best, best_time = size, seconds
+            size *= 2
+        return best
+
+    def _seconds(self, number: int, layer: int, block: LayerFactors, adapter: Adapter) -> float:
+        start = time.perf_counter()
+        logits = self._logits(number, layer, block, adapter, SharedBase())
+        logits.sum().item()  # reading a value waits for the device
+        return time.perf_counter() - start
+
+
+def _resized(factors: Factors, target: Target) -> Factors:
+    """Factors as they are if they fit the target, else of its size; used for timing only."""
+    if factors.A.shape[2] == target.in_features and factors.B.shape[2] == target.out_features:
+        return factors
+    a = factors.A.new_zeros(*factors.A.shape[:2], target.in_features)
+    b = factors.B.new_zeros(*factors.B.shape[:2], target.out_features)
+    return Factors(a, b)
+
+
+class SharedBase:
+    """Inputs and outputs of a tuned layer's frozen projections, kept for one generation."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, dict[nn.Module, tuple[Tensor, Tensor]]] = {}
+
+    def of(self, number: int) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """What is kept for one batch: for each module its (N * T, width) input and output."""
+        return self._kept.setdefault(number, {})
+
+
+def _tune_layer(
+    patches: Patches,
+    targets: Sequence[tuple[Target, Factors]],
+    shared: dict[nn.Module, tuple[Tensor, Tensor]] | None,
+    rows: int,
+) -> None:
+    """Give each candidate its own deltas at the tuned layer.
+
+    Args:
+        patches: Where the changes are made.
+        targets: The layer's targets with P candidates each.
+        shared: Where shared inputs and outputs are kept; None computes them for every candidate.
+        rows: Prompts N a candidate; inputs are (P * N, T, h).
+    """
+    by_module: dict[nn.Module, list[tuple[Target, Factors]]] = {}
+    for target, factors in targets:
+        by_module.setdefault(target.module, []).append((target, factors))
+    for module, members in by_module.items():
+        # The output projection's input already depends on the candidate.
+        if shared is None or any(target.name == "o" for target, _ in members):
+
+            def change(
+                x: Tensor, y: Tensor, members: list[tuple[Target, Factors]] = members
+            ) -> Tensor:
+                for target, factors in members:
+                    y = add_delta(target, factors, x, y)
+                return y
+
+            patches.after(module, change)
+        else:
+            patches.replace(module, _shared_forward(module, members, shared, rows))
+
+
+def _shared_forward(
+    module: nn.Module,
+    members: Sequence[tuple[Target, Factors]],
+    shared: dict[nn.Module, tuple[Tensor, Tensor]],
+    rows: int,
+) -> Callable[[Tensor], Tensor]:
+    frozen = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if module not in shared:
+            once = x[:rows]
+            base = frozen(once)
+            shared[module] = (once.flatten(0, 1), base.flatten(0, 1))
+        inputs, y = shared[module]
+        for target, factors in members:
+            y = apply_deltas(inputs, y, factors, columns=target.columns)
+        return y.reshape(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _at_answers(rows: Tensor, answers: Tensor, x: Tensor) -> Tensor:
+    """The hidden states (N, 1, h) at the answer positions of x (N, T, h)."""
+    return x[rows, answers].unsqueeze(1)
+
+
+def _keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:
+    """Let the head's last layer compute the label words' rows only."""
+    frozen = output.forward
+    weight: Any = getattr(output, "weight", None)
+    bias: Any = getattr(output, "bias", None)
+    plain = isinstance(output, nn.Linear) and weight.is_floating_point()
+
+    def forward(x: Tensor) -> Tensor:
+        if not plain:  # a quantized head can't be cut by rows
+            logits: Tensor = frozen(x)[..., label_ids]
+            return logits
+        return F.linear(x, weight[label_ids], None if bias is None else bias[label_ids])
+
+    patches.replace(output, forward)

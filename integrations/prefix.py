@@ -1,0 +1,114 @@
+"""Hidden states that enter a layer, kept while the layers before it stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from integrations.adapter import Adapter
+from integrations.architectures import Architecture
+from integrations.patches import Patches
+from integrations.prompts import PromptBatch
+
+
+class _ReachedLayer(Exception):
+    """Ends a forward pass before a layer."""
+
+
+class PrefixCache:
+    """Hidden states of each batch at the entrance of layers.
+
+    States are valid while the deltas of all earlier layers are those they were computed with.
+    Those of several layers are kept as far as memory allows, so a sweep in any order computes
+    each layer about once.
+
+    Args:
+        arch: The model.
+        batches: The prompts.
+        max_bytes: Most memory for states; the one in use is kept in any case.
+    """
+
+    def __init__(self, arch: Architecture, batches: Sequence[PromptBatch], max_bytes: int) -> None:
+        self.arch = arch
+        self.batches = batches
+        self.max_bytes = max_bytes
+        self._states: list[dict[int, tuple[tuple[int, ...], Tensor]]] = [{} for _ in batches]
+
+    def resume(
+        self, patches: Patches, number: int, layer: int, adapter: Adapter, copies: int
+    ) -> None:
+        """Let the model start at a layer with a batch's kept states, repeated for candidates.
+
+        Args:
+            patches: Where the change is made.
+            number: Index of the batch.
+            layer: The first layer that runs.
+            adapter: The deltas in place.
+            copies: How often the batch is repeated.
+        """
+        if layer > 0:
+            states = self.entering(number, layer, adapter)
+            self._skip(patches, layer, states.repeat(copies, 1, 1))
+
+    def entering(self, number: int, layer: int, adapter: Adapter) -> Tensor:
+        """Hidden states (N, T, h) of a batch that enter a layer.
+
+        Args:
+            number: Index of the batch.
+            layer: Index of the layer, at least 1.
+            adapter: The deltas in place.
+        """
+        states = self._states[number]
+        for kept in [k for k, (versions, _) in states.items() if versions != _below(adapter, k)]:
+            del states[kept]
+        if layer not in states:
+            start = max((kept for kept in states if kept < layer), default=0)
+            self._advance(number, start, layer, adapter)
+        return states[layer][1]
+
+    def _advance(self, number: int, start: int, stop: int, adapter: Adapter) -> None:
+        """Run layers ``start`` to ``stop - 1`` and keep what enters each later one."""
+        batch, states = self.batches[number], self._states[number]
+
+        def keep(layer: int) -> Callable[[Tensor], Tensor]:
+            def record(x: Tensor) -> Tensor:
+                states[layer] = (_below(adapter, layer), x)
+                if layer == stop:
+                    raise _ReachedLayer
+                return x
+
+            return record
+
+        with Patches() as patches:
+            if start > 0:
+                self._skip(patches, start, states[start][1])
+            patches.add_deltas(adapter.deltas(start, stop))
+            for layer in range(start + 1, stop + 1):
+                patches.before(self.arch.layers[layer], keep(layer))
+            with suppress(_ReachedLayer):
+                self.arch.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        self._evict(number, stop)
+
+    def _skip(self, patches: Patches, layer: int, states: Tensor) -> None:
+        """Let layers before ``layer`` do nothing but hand on its entering states."""
+
+        def hand_on(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return states
+
+        for skipped in self.arch.layers[:layer]:
+            patches.replace(skipped, hand_on)
+
+    def _evict(self, number: int, keep: int) -> None:
+        """Drop states of the lowest layers until each batch has its share of the memory."""
+        states = self._states[number]
+        size = states[keep][1].nbytes
+        most = max(1, self.max_bytes // (size * len(self.batches)))
+        for layer in sorted(states.keys() - {keep})[: max(0, len(states) - most)]:
+            del states[layer]
+
+
+def _below(adapter: Adapter, layer: int) -> tuple[int, ...]:
+    return tuple(adapter.versions[:layer])

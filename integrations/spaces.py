@@ -1,0 +1,246 @@
+"""From a layer's vector z to the low-rank factors of its targets.
+
+Jin, Liu, Tan (arXiv 2403.01754), section 3: z is cut into equal parts, one for each factor A and B
+of each target, and every factor is a fixed random projection of its part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from integrations.architectures import Architecture, Target
+from integrations.errors import UserError, unknown
+from integrations.patches import Patches
+from integrations.prompts import PromptBatch
+from lora_kernels import Factors, Projection, SeededProjection, StoredProjection, project
+
+LayerFactors = Mapping[str, Factors]
+"""The factors of one layer's targets, P candidates each."""
+
+INIT_STD = {"calibrated": 0.3, "paper": 1.0, "reference-code": 1.0, "normal": 0.05}
+"""The known inits and the scale each has unless another is given."""
+
+
+@dataclass(frozen=True)
+class LayerSpace:
+    """The search space of one layer.
+
+    Attributes:
+        dim: Length d of z.
+        rank: Rank r of the deltas.
+        targets: The layer's targets by name.
+        projections: For each target, the projections that give A and B.
+    """
+
+    dim: int
+    rank: int
+    targets: Mapping[str, Target]
+    projections: Mapping[str, tuple[Projection, Projection]]
+
+    def factors(self, z: np.ndarray, device: torch.device, dtype: torch.dtype) -> LayerFactors:
+        """Project candidates to factors.
+
+        Args:
+            z: (P, d) candidates.
+            device: Where the factors go.
+            dtype: Type of the model's activations.
+
+        Returns:
+            For each target, A of shape (P, r, h) and B of shape (P, r, o).
+        """
+        points = torch.as_tensor(z, dtype=torch.float32, device=device)
+        parts = iter(points.chunk(2 * len(self.targets), dim=1))
+        factors = {}
+        for name, target in self.targets.items():
+            to_a, to_b = self.projections[name]
+            a = project(next(parts), to_a, shape=(self.rank, target.in_features))
+            b = project(next(parts), to_b, shape=(self.rank, target.out_features))
+            factors[name] = Factors(a.to(dtype), b.to(dtype))
+        return factors
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """Sizes of a projection's input and output over the training prompts.
+
+    Attributes:
+        input_norm: Root mean square over tokens of the input's Euclidean norm.
+        output_rms: Root mean square of the output's entries.
+    """
+
+    input_norm: float
+    output_rms: float
+
+
+def make_spaces(
+    arch: Architecture,
+    batches: Sequence[PromptBatch],
+    *,
+    rank: int,
+    dim: int,
+    init: str,
+    std: float | None,
+    seed: int,
+) -> list[LayerSpace]:
+    """Search spaces of all layers.
+
+    Args:
+        arch: The model.
+        batches: Training prompts, on which the scale of the deltas is measured.
+        rank: Rank r of the deltas.
+        dim: Length d of each layer's z; must divide into equal parts, two for each target.
+        init: How the projections are scaled:
+
+            - ``"calibrated"``: for z ~ N(0, I), the delta's root mean square is ``std`` times that
+              of the frozen projection's output.
+            - ``"paper"``: Eq. 6, ``std * sigma_hidden / sqrt(d)`` for all projections, with
+              ``sigma_hidden`` the clipped standard deviation of the layer's hidden states.
+            - ``"reference-code"``: as the authors' code: in layers above the first, B keeps
+              torch.nn.Linear's uniform init.
+            - ``"normal"``: ``std`` itself (the paper's ablation).
+        std: The factor above (alpha in Eq. 6); None for `INIT_STD`.
+        seed: Draws the projections.
+
+    Raises:
+        UserError: If the init is unknown, or rank, dim or std don't fit.
+    """
+    parts = 2 * len(arch.targets[0])
+    if init not in INIT_STD:
+        raise unknown("init", init, INIT_STD)
+    std = INIT_STD[init] if std is None else std
+    if rank < 1:
+        raise UserError(f"rank must be at least 1; got {rank}.")
+    if dim < parts or dim % parts:
+        raise UserError(
+            f"dim must divide into {parts} equal parts (A and B of {parts // 2} targets); got "
+            f"{dim}, try {max(parts, dim - dim % parts)}."
+        )
+    if not (math.isfinite(std) and std > 0):
+        raise UserError(f"init_std must be a positive number; got {std}.")
+    part_dim = dim // parts
+    scales = _measure_targets(arch, batches) if init == "calibrated" else []
+    hidden = _measure_hidden(arch, batches) if init in ("paper", "reference-code") else []
+    spaces = []
+    for index, targets in enumerate(arch.targets):
+        projections = {}
+        for place, (name, target) in enumerate(targets.items()):
+            stream = 2 * (index * len(targets) + place)
+            if init == "calibrated":
+                scale = scales[index][name]
+                # Entries of A and B have variance (std_A^2 or std_B^2) * part_dim for z ~ N(0, I),
+                # so an entry of (x A^T) B has std sqrt(r) * |x| * std_A * std_B * part_dim.
+                unit = math.sqrt(rank) * scale.input_norm * part_dim
+                std_a = std_b = math.sqrt(std * scale.output_rms / unit)
+            elif init == "normal":
+                std_a = std_b = std
+            else:
+                std_a = std_b = std * hidden[index] / math.sqrt(dim)
+            to_a: Projection = SeededProjection(
+                rank * target.in_features, part_dim, seed=seed, std=std_a, stream=stream
+            )
+            to_b: Projection = SeededProjection(
+                rank * target.out_features, part_dim, seed=seed, std=std_b, stream=stream + 1
+            )
+            if init == "reference-code" and index > 0:
+                to_b = _linear_default(rank * target.out_features, part_dim, seed, stream + 1)
+            projections[name] = (to_a, to_b)
+        spaces.append(LayerSpace(dim, rank, targets, projections))
+    return spaces
+
+
+def _linear_default(n: int, part_dim: int, seed: int, stream: int) -> StoredProjection:
+    """The uniform weights that torch.nn.Linear(part_dim, n) starts with."""
+    rng = np.random.default_rng((seed, stream))
+    bound = 1 / math.sqrt(part_dim)
+    weight = rng.uniform(-bound, bound, size=(n, part_dim)).astype(np.float32)
+    return StoredProjection(torch.from_numpy(weight))
+
+
+def _run(arch: Architecture, batch: PromptBatch) -> None:
+    arch.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+
+
+def _real(batch: PromptBatch, values: torch.Tensor) -> torch.Tensor:
+    """The rows of (N, T, width) that belong to real tokens, up to the answer in causal models."""
+    last = batch.answers[:, None]
+    positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    keep = positions <= last if batch.mask is None else batch.mask.bool()
+    return values[keep]
+
+
+@torch.inference_mode()
+def _measure_targets(
+    arch: Architecture, batches: Sequence[PromptBatch]
+) -> list[dict[str, TargetScale]]:
+    """Input norm and output root mean square of every target over the prompts."""
+    sums: dict[tuple[int, str], np.ndarray] = {}
+    with Patches() as patches:
+        current: list[PromptBatch] = []
+        for index, targets in enumerate(arch.targets):
+            for name, target in targets.items():
+                total = sums[index, name] = np.zeros(3)
+
+                def record(
+                    x: torch.Tensor,
+                    y: torch.Tensor,
+                    total: np.ndarray = total,
+                    target: Target = target,
+                ) -> torch.Tensor:
+                    inputs, outputs = _real(current[-1], x), _real(current[-1], y)
+                    outputs = outputs[:, slice(*target.columns)] if target.columns else outputs
+                    total += (
+                        inputs.float().square().sum().item(),
+                        outputs.float().square().mean(dim=1).sum().item(),
+                        inputs.shape[0],
+                    )
+                    return y
+
+                patches.after(target.module, record)
+        for batch in batches:
+            current.append(batch)
+            _run(arch, batch)
+    return [
+        {
+            name: TargetScale(
+                math.sqrt(sums[index, name][0] / sums[index, name][2]),
+                math.sqrt(sums[index, name][1] / sums[index, name][2]),
+            )
+            for name in targets
+        }
+        for index, targets in enumerate(arch.targets)
+    ]
+
+
+@torch.inference_mode()
+def _measure_hidden(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float]:
+    """Standard deviation of each layer's hidden states after five rounds of clipping (Eq. 6)."""
+    states: list[list[torch.Tensor]] = [[] for _ in arch.layers]
+    with Patches() as patches:
+        current: list[PromptBatch] = []
+        for index, layer in enumerate(arch.layers):
+
+            def record(x: torch.Tensor, index: int = index) -> torch.Tensor:
+                states[index].append(_real(current[-1], x).float().flatten())
+                return x
+
+            patches.before(layer, record)
+        for batch in batches:
+            current.append(batch)
+            _run(arch, batch)
+    # The authors' code takes the embedding matrix for the first layer.
+    table: Any = arch.model.get_input_embeddings().weight
+    embedding = table.float().flatten()
+    return [_clipped_std(embedding), *(_clipped_std(torch.cat(s)) for s in states[1:])]
+
+
+def _clipped_std(values: torch.Tensor, rounds: int = 5) -> float:
+    for _ in range(rounds):
+        mean, std = values.mean(), values.std()
+        values = values.clamp(mean - 3 * std, mean + 3 * std)
+    return float(values.std())
