@@ -1,0 +1,21 @@
+"""Tune low-rank modules of frozen language models without gradients: ``tune(model, task)``."""
+
+from integrations.errors import UserError
+from integrations.models import load_model
+from integrations.population import NAIVE, PopulationEvaluator, Speedups
+from integrations.result import TuneResult
+from integrations.tasks import Example, Task, load_task
+from integrations.tuning import tune
+
+__all__ = [
+    "NAIVE",
+    "Example",
+    "PopulationEvaluator",
+    "Speedups",
+    "Task",
+    "TuneResult",
+    "UserError",
+    "load_model",
+    "load_task",
+    "tune",
+]

@@ -1,0 +1,69 @@
+"""What happened during a run, evaluation by evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from integrations.search import Visit
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """How the deltas in place did on the development set.
+
+    Attributes:
+        evaluations: Candidates evaluated until then.
+        seconds: Wall time since the run began, interruptions not counted.
+        train_loss: Training loss.
+        loss: Development loss.
+        score: The task's metric on the development set.
+        best: Whether these deltas are better than all before: a higher score, or the same score
+            and a lower loss.
+    """
+
+    evaluations: int
+    seconds: float
+    train_loss: float
+    loss: float
+    score: float
+    best: bool
+
+
+@dataclass
+class History:
+    """The course of a run.
+
+    Attributes:
+        visits: One record a generation.
+        scores: One record a look at the development set, the frozen model's first.
+    """
+
+    visits: list[Visit] = field(default_factory=list)
+    scores: list[DevScore] = field(default_factory=list)
+
+    @property
+    def best(self) -> DevScore:
+        """The development score of the deltas that were chosen."""
+        return [score for score in self.scores if score.best][-1]
+
+    @property
+    def invalid(self) -> int:
+        """Candidates whose loss was NaN or infinite."""
+        return sum(visit.invalid for visit in self.visits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The history as lists of plain dictionaries, for JSON."""
+        return {
+            "visits": [asdict(visit) for visit in self.visits],
+            "scores": [asdict(score) for score in self.scores],
+        }
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> History:
+        """The history that `to_dict` turned into dictionaries."""
+        return cls(
+            visits=[Visit(**visit) for visit in state["visits"]],
+            scores=[DevScore(**score) for score in state["scores"]],
+        )

@@ -1,0 +1,68 @@
+"""Frozen models and their tokenizers, by name or folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from integrations.architectures import family_of
+from integrations.errors import UserError
+from integrations.smollm2 import NAME as SMOLLM2
+from integrations.smollm2 import fetch
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    name: str, *, dtype: str | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with its language head, and its tokenizer.
+
+    Args:
+        name: A folder, a Hub name, or ``"smollm2-135m"``, whose weights come from the Python
+            package index.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``. None: bfloat16 on a GPU that has it,
+            else float32.
+        device: Where the model goes, such as ``"cuda:1"``; None: a GPU if there is one.
+
+    Raises:
+        UserError: If there is no such model, its family is not in the table, or the device or
+            type cannot be used.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype is None:
+        bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        dtype = "bfloat16" if bf16 else "float32"
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+    place = str(fetch()) if name == SMOLLM2 else name
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        what = "folder holds no config.json" if Path(place).is_dir() else "no such folder"
+        raise UserError(
+            f"model {name!r} cannot be loaded ({what}, and not found on the Hub: "
+            f"{type(error).__name__}); pass a folder with a saved model, a Hub name, or "
+            f"{SMOLLM2!r}."
+        ) from error
+    family = family_of(config.model_type)
+    auto = AutoModelForCausalLM if family.kind == "causal" else AutoModelForMaskedLM
+    try:
+        model: Any = auto.from_pretrained(place, dtype=DTYPES[dtype])
+        model.to(device)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name!r} cannot be loaded on {device}: {line}") from error
+    return model.eval(), tokenizer

@@ -1,0 +1,110 @@
+"""One optimizer a layer, from whatever the caller names or hands over."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfo_core import LoTFWA, Optimizer, as_optimizer
+from dfo_core.adapters.generic import require_ask_and_tell
+from integrations.errors import UserError
+
+RADIUS = 3.0
+"""Bounds of z in units of the reference delta, where an optimizer needs bounds."""
+
+POPSIZES = {"lotfwa": 5, "cma-es": 10, "sep-cma-es": 10, "pycma": 10, "random": 10}
+"""Candidates a generation: few, as a layer sees few generations."""
+
+LOTFWA_AMPLITUDE = 1.0
+"""Starting amplitude of a firework, in the same units."""
+
+
+def make_optimizers(
+    spec: Any, layers: Sequence[int], dim: int, seed: int, budget: int, popsize: int | None
+) -> dict[int, Optimizer]:
+    """Build one optimizer a layer; each searches around zero, where the delta is zero.
+
+    Args:
+        spec: What `dfo_core.as_optimizer` takes, or ``"module:name"`` for a factory or class of
+            the caller's own. An object with ``ask`` and ``tell`` is copied for each layer.
+        layers: The layers to tune.
+        dim: Length d of z.
+        seed: Every layer's generator is derived from it and the layer's index.
+        budget: Evaluations of the whole run; optimizers that plan with their budget get a share.
+        popsize: Candidates a generation; None for `POPSIZES` or the optimizer's own default.
+
+    Raises:
+        UserError: If the name is unknown, a library is missing, or the object has no ask or tell.
+    """
+    if isinstance(spec, str):
+        spec = _imported(spec)
+    optimizers = {}
+    share = -(-budget // len(layers))
+    for layer in layers:
+        rng = np.random.default_rng((seed, layer))
+        try:
+            optimizer = _build(spec, dim, rng, share, popsize)
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(f"optimizer: {error}") from error
+        optimizer.budget = None  # the run has one budget for all layers
+        optimizers[layer] = optimizer
+    return optimizers
+
+
+def _build(
+    spec: Any, dim: int, rng: np.random.Generator, share: int, popsize: int | None
+) -> Optimizer:
+    if isinstance(spec, str):
+        name = spec.lower()
+        popsize = POPSIZES.get(name) if popsize is None else popsize
+        if name == "lotfwa":
+            return LoTFWA(
+                (-RADIUS, RADIUS),
+                np.zeros(dim),
+                popsize=POPSIZES["lotfwa"] if popsize is None else popsize,
+                amplitude0=LOTFWA_AMPLITUDE,
+                seed=rng,
+            )
+        sigma0 = None if name.startswith("nevergrad") else 1.0
+        return as_optimizer(
+            spec,
+            seed=rng,
+            x0=np.zeros(dim),
+            sigma0=sigma0,
+            popsize=popsize,
+            budget=share if name.startswith("nevergrad") else None,
+        )
+    if isinstance(spec, Optimizer) or not callable(spec):
+        require_ask_and_tell(spec)
+        return as_optimizer(copy.deepcopy(spec), dim=dim, popsize=popsize)
+    # A class or factory gets a plain seed, as most libraries want one.
+    return as_optimizer(spec, dim=dim, seed=int(rng.integers(2**31)), popsize=popsize)
+
+
+def optimizer_name(spec: Any) -> str:
+    """What an optimizer is called in titles and records."""
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+
+
+def _imported(spec: str) -> Any:
+    """The factory or class that ``"module:name"`` stands for; other names are handed back."""
+    module_name, _, attribute = spec.partition(":")
+    if not attribute or module_name in ("nevergrad", "optuna", "cmaes", "evotorch", "evosax"):
+        return spec
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"optimizer {spec!r}: {error}; expected a known name, or module:name of a factory "
+            "f(dim, seed) that can be imported from here."
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())
+    return found

@@ -1,0 +1,183 @@
+"""Deltas on disk in PEFT's LoRA format: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Written without PEFT, so that it need not be installed; read from any plain LoRA adapter on the
+attention projections, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from integrations.adapter import Adapter
+from integrations.architectures import Architecture, Target
+from integrations.errors import UserError
+from integrations.files import replace_file
+from lora_kernels import Factors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# Settings under which a LoRA adapter is more than B A times alpha / r added to a projection.
+_BEYOND = ("use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern")
+
+
+def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
+    """Write the deltas in place as a PEFT adapter.
+
+    Layers without deltas get zeros, so that the adapter has one rank and one list of modules.
+    Targets that share a module (q and v of a fused projection) become one adapter of rank r times
+    their number: their A are stacked, and B has each target's columns in its own rows, with zeros
+    elsewhere, which gives exactly the same delta.
+
+    Args:
+        adapter: The deltas.
+        folder: Where to; made if it is missing.
+        rank: Rank r of each target's delta.
+    """
+    arch = adapter.arch
+    tensors: dict[str, Tensor] = {}
+    for layer, targets in enumerate(arch.targets):
+        for members in _by_module(targets).values():
+            a, b = _stacked(members, adapter.factors[layer] or {}, rank)
+            path = members[0].path
+            tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
+            tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
+    first = _by_module(arch.targets[0])
+    fused = max(len(members) for members in first.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if arch.kind == "causal" else None,
+        "base_model_name_or_path": arch.model.name_or_path,
+        "r": rank * fused,
+        "lora_alpha": rank * fused,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(first),
+        "fan_in_fan_out": any(isinstance(m[0].module, Conv1D) for m in first.values()),
+        "inference_mode": True,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_file(folder / WEIGHTS) as path_beside:
+        save_file(tensors, path_beside, metadata={"format": "pt"})
+    with replace_file(folder / CONFIG) as path_beside:
+        path_beside.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
+    """Read a LoRA adapter in PEFT's format.
+
+    Args:
+        arch: The model it belongs to, described with all the targets the adapter may have.
+        folder: Where ``adapter_config.json`` and ``adapter_model.safetensors`` are.
+
+    Returns:
+        The deltas, in the model's type and on its device.
+
+    Raises:
+        UserError: If a file is missing or damaged, the adapter is no plain LoRA, or it does not
+            fit the model.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    tensors = _read_weights(folder)
+    scale = config["lora_alpha"] / config["r"]
+    adapter = Adapter(arch)
+    used: set[str] = set()
+    for layer, targets in enumerate(arch.targets):
+        factors = {}
+        for name, target in targets.items():
+            keys = [f"{_PREFIX}{target.path}.lora_{side}.weight" for side in "AB"]
+            if any(key not in tensors for key in keys):
+                continue
+            used.update(keys)
+            a, b = (tensors[key].to(arch.model.device, arch.model.dtype) for key in keys)
+            columns = slice(*target.columns) if target.columns else slice(None)
+            b = scale * b.mT[:, columns]
+            if a.shape[1] != target.in_features or b.shape[1] != target.out_features:
+                raise UserError(
+                    f"{folder}: the adapter does not fit {target.path}: it maps {a.shape[1]} to "
+                    f"{b.shape[1]} features, the model has {target.in_features} and "
+                    f"{target.out_features}. Load it with the model it was made for: "
+                    f"{config.get('base_model_name_or_path')!r}."
+                )
+            if a.any() and b.any():
+                factors[name] = Factors(a[None].contiguous(), b[None].contiguous())
+        if factors:
+            adapter.place(layer, factors)
+    if left := sorted(tensors.keys() - used):
+        raise UserError(
+            f"{folder}: the adapter has {left[0]!r}, which is not an attention projection of "
+            f"{type(arch.model).__name__}; expected LoRA weights of q, k, v or o only."
+        )
+    return adapter
+
+
+def _by_module(targets: Mapping[str, Target]) -> dict[str, list[Target]]:
+    """The targets by the module that computes them, which is named by its path in the layer."""
+    members: dict[str, list[Target]] = {}
+    for target in targets.values():
+        members.setdefault(target.place, []).append(target)
+    return members
+
+
+def _stacked(
+    members: list[Target], factors: Mapping[str, Factors], rank: int
+) -> tuple[Tensor, Tensor]:
+    """One module's A (r, h) and B (width, r) in PEFT's layout, float32 on the CPU."""
+    width = members[0].width
+    a = torch.zeros(rank * len(members), members[0].in_features)
+    b = torch.zeros(width, rank * len(members))
+    for i, target in enumerate(members):
+        if target.name in factors:
+            rows = slice(i * rank, (i + 1) * rank)
+            columns = slice(*target.columns) if target.columns else slice(None)
+            a[rows] = factors[target.name].A[0].float().cpu()
+            b[columns, rows] = factors[target.name].B[0].float().cpu().mT
+    return a, b
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no adapter: {CONFIG} is missing. Pass the folder that save() wrote."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); save the adapter anew.") from None
+    beyond = [name for name in _BEYOND if config.get(name)]
+    if config.get("peft_type") != "LORA" or beyond:
+        raise UserError(
+            f"{path}: only plain LoRA adapters can be read; this one is "
+            f"{config.get('peft_type')!r}{' with ' + ', '.join(beyond) if beyond else ''}. Merge "
+            "it into the model with PEFT instead."
+        )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), (int, float)) or config[name] <= 0:
+            raise UserError(f"{path}: {name} must be a positive number; got {config.get(name)!r}.")
+    return dict(config)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        hint = " (pickled .bin files are refused, as they can run code)"
+        raise UserError(
+            f"{folder} holds no {WEIGHTS}{hint if (folder / 'adapter_model.bin').exists() else ''}"
+            "; save the adapter as safetensors."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}); save the adapter anew."
+        ) from None

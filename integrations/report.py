@@ -1,0 +1,145 @@
+"""What the command shows: progress while it runs, a table and files at the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from integrations.adapter import Adapter
+from integrations.files import replace_file
+from integrations.peft_format import CONFIG
+from integrations.result import TuneResult
+from integrations.scoring import Score, Scorer
+from integrations.tuning import Progress
+
+console = Console(highlight=False)
+SCORES_FILE = "scores.json"
+PLOT_FILE = "curve.png"
+
+
+class Watch:
+    """Shows a run's progress, and lets Ctrl-C end it with the best deltas so far.
+
+    A context manager and a callback of `integrations.tune`.
+
+    Args:
+        budget: Evaluations of the whole run.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.interrupted = False
+        self._bar = Bar(
+            TextColumn("tuning"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("tuning", total=budget, state="starting")
+
+    def __enter__(self) -> Watch:
+        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        console.print("Ending after this generation; press Ctrl-C again to quit at once.")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __call__(self, progress: Progress) -> bool:
+        """Show a generation; True if the run should end."""
+        done = progress.visit.evaluations
+        rate = done / progress.seconds
+        left = duration((progress.budget - done) / rate)
+        state = (
+            f"loss {progress.visit.loss:.4f}  dev {progress.dev.score:.3f}  "
+            f"{rate:.1f} evaluations/s  {left} left"
+        )
+        self._bar.update(self._task, completed=done, state=state)
+        if progress.new_dev:
+            chosen = "  best so far" if progress.dev.best else ""
+            console.print(
+                f"{done:>6} evaluations  loss {progress.visit.loss:.4f}  "
+                f"dev loss {progress.dev.loss:.4f}  dev {progress.dev.score:.3f}  "
+                f"{left} left{chosen}"
+            )
+        return self.interrupted
+
+
+def score_with_bar(scorer: Scorer, adapter: Adapter | None, what: str) -> Score:
+    """Score deltas on many examples, with a bar that goes away."""
+    with Bar(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        return scorer(adapter, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def finish(result: TuneResult, folder: Path, test: Mapping[str, Score]) -> None:
+    """Save the adapter, scores and plot, and print what came out.
+
+    Args:
+        result: The run.
+        folder: Where the files go.
+        test: Scores on the test set by name; empty if there is none.
+    """
+    result.save(folder)
+    result.plot(folder / PLOT_FILE, {name: score.score for name, score in test.items()})
+    scores = {name: asdict(score) for name, score in test.items()}
+    with replace_file(folder / SCORES_FILE) as beside:
+        beside.write_text(json.dumps(scores, indent=2) + "\n")
+    history = result.history
+    dev = {"zero-shot": history.scores[0], "tuned": history.best}
+    metric = result.encoder.task.metric
+    table = score_table(f"dev {metric}", "dev loss", f"test {metric}", "test loss")
+    for name, look in dev.items():
+        cells = [f"{look.score:.3f}", f"{look.loss:.4f}"]
+        if name in test:
+            cells += [f"{test[name].score:.3f}", f"{test[name].loss:.4f}"]
+        table.add_row(name, *cells)
+    console.print(table)
+    seconds, evaluations = history.scores[-1].seconds, history.scores[-1].evaluations
+    console.print(
+        f"{evaluations} evaluations in {duration(seconds)} ({evaluations / seconds:.1f} a second); "
+        f"ended by: {result.stopped}; deltas chosen at {history.best.evaluations} evaluations."
+    )
+    if history.invalid:
+        console.print(f"{history.invalid} candidates had a loss that was not finite.")
+    console.print(f"adapter  {folder / CONFIG}\nplot     {folder / PLOT_FILE}")
+
+
+def score_table(*columns: str) -> Table:
+    """An empty table of scores, one row a set of deltas."""
+    table = Table("", *columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them, such as ``"3 min 12 s"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts: list[tuple[int, Any]] = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    shown = [f"{value} {unit}" for value, unit in parts if value][:2]
+    return " ".join(shown) or "0 s"

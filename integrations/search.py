@@ -1,0 +1,150 @@
+"""The search: one optimizer a layer, each in turn against the deltas of all the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfo_core import Optimizer
+from dfo_core.validation import FloatArray
+from integrations.adapter import Adapter
+from integrations.population import PopulationEvaluator
+from integrations.schedule import Schedule
+from integrations.spaces import LayerFactors, LayerSpace
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one generation of one layer brought.
+
+    Attributes:
+        number: Which visit it was, from zero.
+        layer: The layer.
+        evaluations: Candidates evaluated since the search began, this visit's among them.
+        best: Lowest loss among this visit's candidates; inf if none was finite.
+        loss: Training loss with the deltas in place after the visit.
+        improved: Whether a candidate took the layer's place.
+        invalid: Candidates of this visit whose loss was NaN or infinite.
+    """
+
+    number: int
+    layer: int
+    evaluations: int
+    best: float
+    loss: float
+    improved: bool
+    invalid: int
+
+
+class LayerwiseSearch:
+    """Tunes layers in turn; a candidate takes a layer's place only if it lowers the loss.
+
+    Each layer's optimizer sees its own vector z only, and a loss that also depends on what is in
+    place in the other layers. So before a layer's generation its optimizer is told what its
+    incumbent's loss is now, and other points that it holds on to are evaluated anew.
+
+    Args:
+        evaluator: Gives candidates their losses on the training prompts.
+        spaces: Each layer's search space.
+        optimizers: One for each layer that is tuned.
+        schedule: Which layer comes next.
+        budget: Most candidates to evaluate.
+
+    Attributes:
+        adapter: The deltas in place.
+        points: For each tuned layer the z in place, (d,).
+        loss: Training loss with the deltas in place.
+        evaluations: Candidates evaluated so far.
+        visits: Generations so far.
+    """
+
+    def __init__(
+        self,
+        evaluator: PopulationEvaluator,
+        spaces: Sequence[LayerSpace],
+        optimizers: Mapping[int, Optimizer],
+        schedule: Schedule,
+        budget: int,
+    ) -> None:
+        self.evaluator = evaluator
+        self.spaces = spaces
+        self.optimizers = optimizers
+        self.schedule = schedule
+        self.budget = budget
+        self.adapter = Adapter(evaluator.arch)
+        # At z = 0 both factors, and with them the delta, are zero.
+        self.points: dict[int, FloatArray] = {
+            layer: np.zeros(spaces[layer].dim) for layer in optimizers
+        }
+        self.loss = evaluator.loss_in_place(self.adapter)
+        self.evaluations = 0
+        self.visits = 0
+
+    @property
+    def left(self) -> int:
+        """Evaluations left of the budget."""
+        return self.budget - self.evaluations
+
+    def visit(self) -> Visit:
+        """Run one generation of the next layer's optimizer."""
+        layer = self.schedule.layer(self.visits)
+        optimizer = self.optimizers[layer]
+        self._refresh(layer)
+        best_z, best, invalid = self.points[layer], np.inf, 0
+        generation = optimizer.nit
+        while self.left > 0 and optimizer.nit == generation:
+            batch = optimizer.ask()[: self.left]
+            losses = self._evaluate(layer, batch.x)
+            optimizer.tell(batch, losses)
+            finite = np.where(np.isfinite(losses), losses, np.inf)
+            invalid += int(np.count_nonzero(np.isinf(finite)))
+            if finite.min() < best:
+                best_z, best = batch.x[finite.argmin()], float(finite.min())
+        improved = best < self.loss
+        if improved:
+            self.loss = best
+            self._place(layer, best_z)
+        self.visits += 1
+        return Visit(
+            number=self.visits - 1,
+            layer=layer,
+            evaluations=self.evaluations,
+            best=best,
+            loss=self.loss,
+            improved=improved,
+            invalid=invalid,
+        )
+
+    def restore(self, points: Mapping[int, FloatArray]) -> None:
+        """Put other points in place; the losses and counts stay as they are."""
+        for layer, z in points.items():
+            self._place(layer, z)
+
+    def _place(self, layer: int, z: FloatArray) -> None:
+        self.points[layer] = z.copy()
+        self.adapter.place(layer, self._factors(layer, z[np.newaxis]))
+
+    def _factors(self, layer: int, z: FloatArray) -> LayerFactors:
+        model = self.evaluator.arch.model
+        return self.spaces[layer].factors(z, model.device, model.dtype)
+
+    def _evaluate(self, layer: int, z: FloatArray) -> FloatArray:
+        losses = self.evaluator.evaluate(layer, self._factors(layer, z), self.adapter)
+        self.evaluations += len(z)
+        return losses
+
+    def _refresh(self, layer: int) -> None:
+        """Tell a layer's optimizer what is known of its loss now that other layers changed."""
+        optimizer = self.optimizers[layer]
+        optimizer.reset_best()
+        if not optimizer.accepts_foreign:
+            return
+        incumbent = self.points[layer]
+        others = optimizer.remembered
+        others = others[(others != incumbent).any(axis=1)][: self.left]
+        losses = self._evaluate(layer, others) if len(others) else np.empty(0)
+        optimizer.tell_foreign(
+            np.concatenate([incumbent[np.newaxis], others]), np.append(self.loss, losses)
+        )

@@ -1,0 +1,300 @@
+"""`tune(model, task)`: the product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from integrations.architectures import describe
+from integrations.errors import UserError, unknown
+from integrations.history import DevScore, History
+from integrations.metrics import LOSSES, METRICS
+from integrations.models import load_model
+from integrations.optimizers import make_optimizers, optimizer_name
+from integrations.patches import evaluating
+from integrations.population import FAST, PopulationEvaluator, Speedups
+from integrations.prompts import Encoder, longest_prompt
+from integrations.result import TuneResult
+from integrations.schedule import choose_layers, make_schedule
+from integrations.scoring import Scorer
+from integrations.search import LayerwiseSearch, Visit
+from integrations.spaces import make_spaces
+from integrations.tasks import Task, load_task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback of `tune` is told after each generation.
+
+    Attributes:
+        visit: The generation.
+        dev: The latest look at the development set.
+        new_dev: Whether that look came with this generation.
+        best: The look that chose the deltas so far.
+        budget: Evaluations of the whole run.
+        seconds: Wall time since the run began.
+    """
+
+    visit: Visit
+    dev: DevScore
+    new_dev: bool
+    best: DevScore
+    budget: int
+    seconds: float
+
+
+Callback = Callable[[Progress], bool | None]
+"""Called after each generation; the run ends if it returns True."""
+
+
+def tune(
+    model: PreTrainedModel | str,
+    task: Task | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    optimizer: Any = "lotfwa",
+    rank: int = 4,
+    dim: int = 500,
+    targets: Sequence[str] = ("q", "v"),
+    layers: Sequence[int] | None = None,
+    budget: int = 6000,
+    popsize: int | None = None,
+    schedule: str = "generation-major",
+    loss: str = "ce",
+    init: str = "calibrated",
+    init_std: float | None = None,
+    dev_every: int = 100,
+    patience: int | None = 1500,
+    seed: int = 0,
+    max_length: int | None = None,
+    callback: Callback | None = None,
+    speedups: Speedups = FAST,
+) -> TuneResult:
+    """Tune low-rank modules of a frozen language model without gradients.
+
+    Jin, Liu & Tan, Derivative-Free Optimization for Low-Rank Adaptation in Large Language Models
+    (arXiv 2403.01754). Each layer has an optimizer of its own over a vector z of length `dim`,
+    which fixed random projections turn into the low-rank factors of the layer's targets. Layers
+    take turns; a candidate takes its layer's place only if it lowers the training loss. The deltas
+    with the best development score are kept.
+
+    The model is not edited: its outputs afterwards are those from before, bit for bit.
+
+    Args:
+        model: A model with its language head, or what `load_model` takes.
+        task: A task with training and development examples, or the name of a built-in one, whose
+            16-shot splits are then drawn from the Hub's data with `seed`.
+        tokenizer: The model's tokenizer; None loads it from where the model came from.
+        optimizer: ``"lotfwa"``, ``"cma-es"`` or whatever else `dfo_core.as_optimizer` takes: a
+            name, a factory f(dim, seed), or an object with ask and tell, which is copied for each
+            layer.
+        rank: Rank r of each delta.
+        dim: Length d of each layer's z; divides into two equal parts for each target.
+        targets: Which of the projections ``"q"``, ``"k"``, ``"v"`` and ``"o"`` get a delta.
+        layers: Indices of the layers to tune in the order of a sweep, negative ones from the end;
+            None for all, first to last.
+        budget: Candidates to evaluate, each on the whole training set.
+        popsize: Candidates a generation; None for `optimizers.POPSIZES`.
+        schedule: ``"generation-major"``, one generation a layer in turn, or ``"block"``.
+        loss: ``"ce"`` (cross-entropy over the label words), ``"hinge"`` (margin 2) or ``"error"``
+            (share of wrong answers).
+        init: How the projections are scaled: ``"calibrated"``, ``"paper"``, ``"reference-code"``
+            or ``"normal"``; see `integrations.spaces.make_spaces`.
+        init_std: The scale that `init` speaks of; None for `integrations.spaces.INIT_STD`.
+        dev_every: Evaluations between looks at the development set.
+        patience: Evaluations without a better development score after which the run ends; None
+            never ends it early.
+        seed: All randomness comes from it.
+        max_length: Longest prompt in tokens; None for 512 or what the model can take.
+        callback: Called after each generation with a `Progress`; returns True to end the run.
+        speedups: Which of the evaluator's five steps to take.
+
+    Returns:
+        The tuned deltas, history, scores and ways to save and plot them.
+
+    Raises:
+        UserError: If an argument does not fit; before any long work starts.
+    """
+    if isinstance(model, str):
+        if tokenizer is not None:
+            raise UserError("tokenizer has no effect on a model given by name; pass the model too.")
+        model, tokenizer = load_model(model)
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"model must be a transformers PreTrainedModel or a name; got {type(model).__name__}."
+        )
+    arch = describe(model, tuple(targets))
+    chosen = choose_layers(layers, len(arch.layers))
+    _require_positive(budget=budget, dev_every=dev_every)
+    if patience is not None:
+        _require_positive(patience=patience)
+    if loss not in LOSSES:
+        raise unknown("loss", loss, LOSSES)
+    plan = make_schedule(schedule, chosen)
+    optimizers = make_optimizers(optimizer, chosen, dim, seed, budget, popsize)
+    if isinstance(task, str):
+        task = load_task(task, seed=seed)
+    _check_task(task)
+    encoder = Encoder(
+        task,
+        tokenizer or _tokenizer_of(model),
+        arch.kind,
+        longest_prompt(model) if max_length is None else max_length,
+    )
+    started = time.perf_counter()
+    with evaluating(model):
+        evaluator = PopulationEvaluator(
+            arch,
+            encoder.encode(task.train),
+            encoder.label_ids,
+            pad_id=encoder.pad_id,
+            loss=LOSSES[loss],
+            speedups=speedups,
+        )
+        spaces = make_spaces(
+            arch, evaluator.batches, rank=rank, dim=dim, init=init, std=init_std, seed=seed
+        )
+        search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget)
+        if not np.isfinite(search.loss):
+            raise UserError(
+                f"the frozen model's training loss is {search.loss}; load it in a type that does "
+                "not overflow, such as bfloat16 or float32."
+            )
+        selection = _Selection(search, Scorer(arch, encoder, task.dev, loss), started)
+        stopped = _run(search, selection, dev_every, patience, callback)
+    return TuneResult(
+        adapter=selection.chosen,
+        history=selection.history,
+        encoder=encoder,
+        settings={
+            "model": model.name_or_path,
+            "task": task.name,
+            "optimizer": optimizer_name(optimizer),
+            "rank": rank,
+            "dim": dim,
+            "targets": list(targets),
+            "layers": list(chosen),
+            "budget": budget,
+            "popsize": popsize,
+            "schedule": schedule,
+            "loss": loss,
+            "init": init,
+            "init_std": init_std,
+            "dev_every": dev_every,
+            "patience": patience,
+            "seed": seed,
+            "max_length": encoder.max_length,
+        },
+        stopped=stopped,
+    )
+
+
+class _Selection:
+    """Keeps the deltas with the best development score, and the run's history."""
+
+    def __init__(self, search: LayerwiseSearch, scorer: Scorer, started: float) -> None:
+        self.search = search
+        self.scorer = scorer
+        self.started = started
+        self.history = History()
+        self.chosen = search.adapter
+        self.look()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def unseen(self) -> int:
+        """Evaluations since the last look."""
+        return self.search.evaluations - self.history.scores[-1].evaluations
+
+    def look(self) -> None:
+        """Score the deltas in place, and keep them if they are the best so far."""
+        now = self.scorer(self.search.adapter)
+        scores = self.history.scores
+        if scores:
+            best = self.history.best
+            # Few examples make many ties; the loss tells equal scores apart.
+            better = (now.score, -now.loss) > (best.score, -best.loss)
+        else:
+            better = True
+        scores.append(
+            DevScore(
+                evaluations=self.search.evaluations,
+                seconds=self.seconds,
+                train_loss=self.search.loss,
+                loss=now.loss,
+                score=now.score,
+                best=better,
+            )
+        )
+        if better:
+            self.chosen = self.search.adapter.copy()
+
+
+def _run(
+    search: LayerwiseSearch,
+    selection: _Selection,
+    dev_every: int,
+    patience: int | None,
+    callback: Callback | None,
+) -> str:
+    """Visit layer after layer; returns why it ended."""
+    history = selection.history
+    while True:
+        visit = search.visit()
+        history.visits.append(visit)
+        stop = None if search.left > 0 else "budget"
+        new_dev = bool(stop) or selection.unseen >= dev_every
+        if new_dev:
+            selection.look()
+        if patience is not None and visit.evaluations - history.best.evaluations >= patience:
+            stop = stop or "patience"
+        if callback is not None and callback(
+            Progress(
+                visit=visit,
+                dev=history.scores[-1],
+                new_dev=new_dev,
+                best=history.best,
+                budget=search.budget,
+                seconds=selection.seconds,
+            )
+        ):
+            stop = stop or "callback"
+        if stop:
+            if selection.unseen:
+                selection.look()
+            return stop
+
+
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no tokenizer found where the model came from ({model.name_or_path!r}); pass "
+            "tokenizer=..."
+        ) from error
+
+
+def _check_task(task: Task) -> None:
+    for split in ("train", "dev"):
+        if not getattr(task, split):
+            raise UserError(
+                f"task {task.name!r} has no {split} examples; give it some with with_splits(), or "
+                "use load_task()."
+            )
+    if task.metric not in METRICS:
+        raise unknown("metric", task.metric, METRICS)
+
+
+def _require_positive(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} must be a positive whole number; got {value!r}.")
