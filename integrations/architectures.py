@@ -36,6 +36,9 @@ class Family:
         targets: Path inside a layer of the projections q, k, v and o.
         head: Path of the module that turns last hidden states into logits. Its input is cut to
             the answer position.
+        mlp: Path inside a layer of the module that begins the feed-forward part, if what that
+            part computes for one position is added to a residual of the same rank: its input in
+            the last layer is then cut to the answer position too.
         kind: Whether the model predicts the next token or a masked one.
         reserved_positions: Rows of the position table that no token gets.
     """
@@ -43,6 +46,7 @@ class Family:
     layers: str
     targets: dict[str, str | Fused]
     head: str
+    mlp: str | None = None
     kind: Kind = "causal"
     reserved_positions: int = 0
 
@@ -55,6 +59,7 @@ _LLAMA = Family(
     layers="model.layers",
     targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
     head="lm_head",
+    mlp="mlp",
 )
 _BERT_TARGETS = _separate("attention", "self.query", "self.key", "self.value", "output.dense")
 
@@ -74,17 +79,25 @@ FAMILIES: dict[str, Family] = {
             "o": "attn.c_proj",
         },
         head="lm_head",
+        mlp="mlp",
     ),
     "opt": Family(
         layers="model.decoder.layers",
         targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
         head="lm_head",
     ),
-    "bert": Family(layers="bert.encoder.layer", targets=_BERT_TARGETS, head="cls", kind="masked"),
+    "bert": Family(
+        layers="bert.encoder.layer",
+        targets=_BERT_TARGETS,
+        head="cls",
+        mlp="intermediate",
+        kind="masked",
+    ),
     "roberta": Family(
         layers="roberta.encoder.layer",
         targets=_BERT_TARGETS,
         head="lm_head",
+        mlp="intermediate",
         kind="masked",
         reserved_positions=2,
     ),
@@ -126,6 +139,8 @@ class Architecture:
         layers: The transformer layers, first to last.
         targets: For each layer, its targets by name.
         head: The module that turns hidden states into logits.
+        tail: Modules of the last layer that work position by position and whose output is added
+            to a residual; the answer position is all that is needed of them.
         output: The last linear layer of the head, one row a vocabulary entry.
     """
 
@@ -134,6 +149,7 @@ class Architecture:
     layers: tuple[nn.Module, ...]
     targets: tuple[dict[str, Target], ...]
     head: nn.Module
+    tail: tuple[nn.Module, ...]
     output: nn.Module
 
 
@@ -189,8 +205,16 @@ def describe(model: PreTrainedModel, targets: tuple[str, ...] = ("q", "v")) -> A
             for i, layer in enumerate(layers)
         ),
         head=head,
+        tail=_tail(family, layers[-1]),
         output=output,
     )
+
+
+def _tail(family: Family, last: nn.Module) -> tuple[nn.Module, ...]:
+    o = family.targets["o"]
+    if family.mlp is None or isinstance(o, Fused):
+        return ()
+    return last.get_submodule(o), last.get_submodule(family.mlp)
 
 
 def _target(name: str, layer: nn.Module, layer_path: str, place: str | Fused) -> Target:

@@ -83,7 +83,7 @@ def tune(
     loss: Loss = "ce",
     init: Annotated[str, typer.Option(help=f"{', '.join(INIT_STD)}.")] = "calibrated",
     init_std: Annotated[float | None, typer.Option(help="Scale of the init.")] = None,
-    dev_every: Annotated[int, typer.Option(help="Evaluations between looks at dev.")] = 100,
+    dev_every: Annotated[int, typer.Option(help="Evaluations between looks at dev.")] = 50,
     patience: Annotated[int, typer.Option(help="Evaluations without gain before the end.")] = 1500,
     shots: Shots = 16,
     seed: Seed = 0,

@@ -5,7 +5,8 @@ A candidate differs from the deltas in place in one layer only. So, for the tune
 1. hidden states that enter layer l are the same for all candidates: computed once and kept
    (:mod:`integrations.prefix`), and the layers before l are skipped;
 2. the inputs of layer l's projections are shared, so the frozen projections run once;
-3. the head runs at the answer position and for the label words only;
+3. the head runs at the answer position and for the label words only, and so do the last layer's
+   output projection and feed-forward part at the answer position;
 4. prompts are batched by length, so that padding is nearly nothing;
 5. candidates run in blocks of a size that is measured at the start.
 
@@ -42,7 +43,8 @@ class Speedups:
     Attributes:
         prefix_cache: Skip the layers before the tuned one.
         shared_base: Run the tuned layer's frozen projections once for all candidates.
-        answer_head: Run the head at the answer position, for the label words.
+        answer_head: Run the head at the answer position, for the label words, and what follows
+            the last layer's attention at the answer position.
         length_groups: Batch prompts of like length.
         blocks: Candidates in one forward pass: a number, or None to measure the best.
     """
@@ -172,7 +174,8 @@ class PopulationEvaluator:
             answers = batch.answers.repeat(copies)
             rows = torch.arange(len(answers), device=answers.device)
             if self.speedups.answer_head:
-                patches.before(self.arch.head, partial(_at_answers, rows, answers))
+                for module in (*self.arch.tail, self.arch.head):
+                    patches.before(module, partial(_at_answers, rows, answers))
                 _keep_label_words(patches, self.arch.output, self.label_ids)
             logits = self.arch.model(
                 input_ids=batch.ids.repeat(copies, 1),
@@ -291,7 +294,11 @@ def _shared_forward(
 
 
 def _at_answers(rows: Tensor, answers: Tensor, x: Tensor) -> Tensor:
-    """The hidden states (N, 1, h) at the answer positions of x (N, T, h)."""
+    """The hidden states (N, 1, h) at the answer positions of x (N, T, h).
+
+    In the last layer the sum of a residual (N, T, h) and what becomes of this (N, 1, h) is right
+    at the answer positions, and nothing reads the others.
+    """
     return x[rows, answers].unsqueeze(1)
 
 

@@ -152,6 +152,7 @@ class PromptBatch:
     Attributes:
         rows: (N,) where each prompt stood in the list that was grouped.
         ids: (N, T) token ids.
+        lengths: (N,) tokens of each prompt; what comes after is padding.
         mask: (N, T) 1 for real tokens, or None where the model needs none.
         answers: (N,) answer positions.
         labels: (N,) right labels.
@@ -159,6 +160,7 @@ class PromptBatch:
 
     rows: torch.Tensor
     ids: torch.Tensor
+    lengths: torch.Tensor
     mask: torch.Tensor | None
     answers: torch.Tensor
     labels: torch.Tensor
@@ -243,6 +245,7 @@ def make_batches(
             PromptBatch(
                 rows=torch.tensor(group),
                 ids=ids.to(device),
+                lengths=torch.tensor([lengths[i] for i in group], device=device),
                 mask=mask.to(device) if needs_mask else None,
                 answers=torch.tensor([prompts[i].answer for i in group], device=device),
                 labels=torch.tensor([prompts[i].label for i in group], device=device),

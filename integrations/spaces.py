@@ -148,7 +148,9 @@ def make_spaces(
                 rank * target.out_features, part_dim, seed=seed, std=std_b, stream=stream + 1
             )
             if init == "reference-code" and index > 0:
-                to_b = _linear_default(rank * target.out_features, part_dim, seed, stream + 1)
+                to_b = _linear_default(
+                    rank * target.out_features, part_dim, seed, stream + 1
+                ).materialize(device=arch.model.device)
             projections[name] = (to_a, to_b)
         spaces.append(LayerSpace(dim, rank, targets, projections))
     return spaces
@@ -167,11 +169,9 @@ def _run(arch: Architecture, batch: PromptBatch) -> None:
 
 
 def _real(batch: PromptBatch, values: torch.Tensor) -> torch.Tensor:
-    """The rows of (N, T, width) that belong to real tokens, up to the answer in causal models."""
-    last = batch.answers[:, None]
+    """The rows of (N, T, width) that belong to real tokens."""
     positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    keep = positions <= last if batch.mask is None else batch.mask.bool()
-    return values[keep]
+    return values[positions < batch.lengths[:, None]]
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def tune(
     loss: str = "ce",
     init: str = "calibrated",
     init_std: float | None = None,
-    dev_every: int = 100,
+    dev_every: int = 50,
     patience: int | None = 1500,
     seed: int = 0,
     max_length: int | None = None,
