@@ -76,7 +76,10 @@ def tune(
     dim: Annotated[int, typer.Option(help="Length of each layer's vector z.")] = 500,
     targets: Annotated[str, typer.Option(help="Projections among q, k, v, o.")] = "q,v",
     layers: Annotated[
-        str | None, typer.Option(help="Indices in the order of a sweep, such as 29,28; or all.")
+        str | None,
+        typer.Option(
+            help="Indices in the order of a sweep, such as 29,28; or all. Else the upper half."
+        ),
     ] = None,
     popsize: Annotated[int | None, typer.Option(help="Candidates a generation.")] = None,
     schedule: Annotated[str, typer.Option(help=f"{', '.join(SCHEDULES)}.")] = "generation-major",
@@ -120,7 +123,7 @@ def tune(
         rank=rank,
         dim=dim,
         targets=_words(targets) or (),
-        layers=_numbers(layers),
+        layers=_layers(layers),
         popsize=popsize,
         schedule=schedule,
         loss=loss,
@@ -239,11 +242,15 @@ def _words(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(","))
 
 
-def _numbers(text: str | None) -> tuple[int, ...] | None:
+def _layers(text: str | None) -> tuple[int, ...] | str | None:
+    if text is None or text == "all":
+        return text
     try:
-        return None if text is None else tuple(int(word) for word in text.split(","))
+        return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise UserError(f"--layers takes numbers separated by commas; got {text!r}.") from None
+        raise UserError(
+            f"--layers takes all, or numbers separated by commas; got {text!r}."
+        ) from None
 
 
 def _pairs(texts: list[str] | None) -> dict[str, str]:

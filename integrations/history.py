@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -56,7 +57,11 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """The history as lists of plain dictionaries, for JSON."""
         return {
-            "visits": [asdict(visit) for visit in self.visits],
+            # JSON has no infinity.
+            "visits": [
+                asdict(visit) | {"best": visit.best if math.isfinite(visit.best) else None}
+                for visit in self.visits
+            ],
             "scores": [asdict(score) for score in self.scores],
         }
 
@@ -64,6 +69,9 @@ class History:
     def from_dict(cls, state: Mapping[str, Any]) -> History:
         """The history that `to_dict` turned into dictionaries."""
         return cls(
-            visits=[Visit(**visit) for visit in state["visits"]],
+            visits=[
+                Visit(**visit | {"best": math.inf if visit["best"] is None else visit["best"]})
+                for visit in state["visits"]
+            ],
             scores=[DevScore(**score) for score in state["scores"]],
         )

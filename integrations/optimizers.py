@@ -83,8 +83,15 @@ def _build(
     if isinstance(spec, Optimizer) or not callable(spec):
         require_ask_and_tell(spec)
         return as_optimizer(copy.deepcopy(spec), dim=dim, popsize=popsize)
+    if isinstance(spec, type) and hasattr(spec, "ask"):
+        spec = _factory(spec)
     # A class or factory gets a plain seed, as most libraries want one.
     return as_optimizer(spec, dim=dim, seed=int(rng.integers(2**31)), popsize=popsize)
+
+
+def _factory(cls: type) -> Callable[[int, int], Any]:
+    """A class whose constructor takes dim and seed, as a factory."""
+    return lambda dim, seed: cls(dim, seed)
 
 
 def optimizer_name(spec: Any) -> str:

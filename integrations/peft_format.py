@@ -7,6 +7,7 @@ attention projections, whoever wrote it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,17 @@ from lora_kernels import Factors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Settings under which a LoRA adapter is more than B A times alpha / r added to a projection.
-_BEYOND = ("use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern")
+# Settings under which a LoRA adapter is more than a multiple of B A added to a projection.
+_BEYOND = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "alora_invocation_tokens",
+)
+# Inits that change the frozen weights too, unless PEFT converted the adapter when it was saved.
+_EDITING_INITS = ("pissa", "olora", "corda", "loftq")
 
 
 def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
@@ -35,7 +45,8 @@ def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
     Layers without deltas get zeros, so that the adapter has one rank and one list of modules.
     Targets that share a module (q and v of a fused projection) become one adapter of rank r times
     their number: their A are stacked, and B has each target's columns in its own rows, with zeros
-    elsewhere, which gives exactly the same delta.
+    elsewhere, which gives exactly the same delta. Modules with fewer targets are filled up with
+    zeros to that rank.
 
     Args:
         adapter: The deltas.
@@ -43,21 +54,21 @@ def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
         rank: Rank r of each target's delta.
     """
     arch = adapter.arch
+    first = _by_module(arch.targets[0])
+    full_rank = rank * max(len(members) for members in first.values())
     tensors: dict[str, Tensor] = {}
     for layer, targets in enumerate(arch.targets):
         for members in _by_module(targets).values():
-            a, b = _stacked(members, adapter.factors[layer] or {}, rank)
+            a, b = _stacked(members, adapter.factors[layer] or {}, full_rank)
             path = members[0].path
             tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
-    first = _by_module(arch.targets[0])
-    fused = max(len(members) for members in first.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if arch.kind == "causal" else None,
         "base_model_name_or_path": arch.model.name_or_path,
-        "r": rank * fused,
-        "lora_alpha": rank * fused,
+        "r": full_rank,
+        "lora_alpha": full_rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": list(first),
@@ -88,7 +99,8 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
     folder = Path(folder)
     config = _read_config(folder)
     tensors = _read_weights(folder)
-    scale = config["lora_alpha"] / config["r"]
+    rank = config["r"]
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     adapter = Adapter(arch)
     used: set[str] = set()
     for layer, targets in enumerate(arch.targets):
@@ -99,15 +111,16 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
                 continue
             used.update(keys)
             a, b = (tensors[key].to(arch.model.device, arch.model.dtype) for key in keys)
+            fitting = (rank, target.in_features), (target.width, rank)
+            if (a.shape, b.shape) != fitting:
+                raise UserError(
+                    f"{folder}: the adapter does not fit {target.path}: its matrices have shapes "
+                    f"{tuple(a.shape)} and {tuple(b.shape)}, which must be {fitting[0]} and "
+                    f"{fitting[1]} for this model and r = {rank}. Load it with the model it was "
+                    f"made for: {config.get('base_model_name_or_path')!r}."
+                )
             columns = slice(*target.columns) if target.columns else slice(None)
             b = scale * b.mT[:, columns]
-            if a.shape[1] != target.in_features or b.shape[1] != target.out_features:
-                raise UserError(
-                    f"{folder}: the adapter does not fit {target.path}: it maps {a.shape[1]} to "
-                    f"{b.shape[1]} features, the model has {target.in_features} and "
-                    f"{target.out_features}. Load it with the model it was made for: "
-                    f"{config.get('base_model_name_or_path')!r}."
-                )
             if a.any() and b.any():
                 factors[name] = Factors(a[None].contiguous(), b[None].contiguous())
         if factors:
@@ -131,16 +144,17 @@ def _by_module(targets: Mapping[str, Target]) -> dict[str, list[Target]]:
 def _stacked(
     members: list[Target], factors: Mapping[str, Factors], rank: int
 ) -> tuple[Tensor, Tensor]:
-    """One module's A (r, h) and B (width, r) in PEFT's layout, float32 on the CPU."""
-    width = members[0].width
-    a = torch.zeros(rank * len(members), members[0].in_features)
-    b = torch.zeros(width, rank * len(members))
-    for i, target in enumerate(members):
-        if target.name in factors:
-            rows = slice(i * rank, (i + 1) * rank)
+    """One module's A (rank, h) and B (width, rank) in PEFT's layout, float32 on the CPU."""
+    a = torch.zeros(rank, members[0].in_features)
+    b = torch.zeros(members[0].width, rank)
+    start = 0
+    for target in members:
+        if (f := factors.get(target.name)) is not None:
+            rows = slice(start, start + f.rank)
             columns = slice(*target.columns) if target.columns else slice(None)
-            a[rows] = factors[target.name].A[0].float().cpu()
-            b[columns, rows] = factors[target.name].B[0].float().cpu().mT
+            a[rows] = f.A[0].to(a)
+            b[columns, rows] = f.B[0].mT.to(b)
+            start += f.rank
     return a, b
 
 
@@ -148,6 +162,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"expected an object, got {type(config).__name__}")
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no adapter: {CONFIG} is missing. Pass the folder that save() wrote."
@@ -155,6 +171,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); save the adapter anew.") from None
     beyond = [name for name in _BEYOND if config.get(name)]
+    if str(config.get("init_lora_weights")).startswith(_EDITING_INITS):
+        beyond.append(f"init_lora_weights={config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or beyond:
         raise UserError(
             f"{path}: only plain LoRA adapters can be read; this one is "

@@ -89,7 +89,10 @@ class Encoder:
     def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
         """Token ids of the filled pattern, with a label word in place if one is given."""
         if self.kind == "masked":
-            text = self.pattern.format(**fields, **{MASK: answer or self.tokenizer.mask_token})
+            mask = str(self.tokenizer.mask_token)
+            # A mask in a field would be taken for the answer.
+            fields = {name: text.replace(mask, "") for name, text in fields.items()}
+            text = self.pattern.format(**fields, **{MASK: answer or mask})
             return list(self.tokenizer(text)["input_ids"])
         text = self.pattern.format(**fields) + (f" {answer}" if answer else "")
         ids = list(self.tokenizer(text)["input_ids"])

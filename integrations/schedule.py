@@ -57,22 +57,27 @@ def make_schedule(name: str, layers: Sequence[int]) -> Schedule:
     raise unknown("schedule", name, SCHEDULES)
 
 
-def choose_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def choose_layers(layers: Sequence[int] | str | None, count: int) -> tuple[int, ...]:
     """The layers to tune, as indices from zero.
 
     Args:
-        layers: Indices in the order of a sweep, negative ones from the end; None for all.
+        layers: Indices in the order of a sweep, negative ones from the end; ``"all"``, first to
+            last; None for the upper half.
         count: Layers in the model.
 
     Raises:
         UserError: If there is none, one is out of range, or one is named twice.
     """
     if layers is None:
+        return tuple(range(count // 2, count))
+    if isinstance(layers, str):
+        if layers != "all":
+            raise UserError(f"layers must be indices or 'all'; got {layers!r}.")
         return tuple(range(count))
     for layer in layers:
         if not -count <= layer < count:
             raise UserError(f"layers has {layer}, but the model has layers 0 to {count - 1}.")
-    chosen = tuple(layer % count for layer in layers)
+    chosen = tuple(int(layer) % count for layer in layers)
     if not chosen or len(set(chosen)) != len(chosen):
         raise UserError(f"layers must name one or more layers once each; got {list(layers)!r}.")
     return chosen

@@ -57,6 +57,7 @@ class LayerwiseSearch:
         points: For each tuned layer the z in place, (d,).
         loss: Training loss with the deltas in place.
         evaluations: Candidates evaluated so far.
+        invalid: How many of them had a loss that was NaN or infinite.
         visits: Generations so far.
     """
 
@@ -80,6 +81,7 @@ class LayerwiseSearch:
         }
         self.loss = evaluator.loss_in_place(self.adapter)
         self.evaluations = 0
+        self.invalid = 0
         self.visits = 0
 
     @property
@@ -91,17 +93,14 @@ class LayerwiseSearch:
         """Run one generation of the next layer's optimizer."""
         layer = self.schedule.layer(self.visits)
         optimizer = self.optimizers[layer]
-        self._refresh(layer)
-        best_z, best, invalid = self.points[layer], np.inf, 0
+        invalid_before = self.invalid
+        best_z, best = self._refresh(layer)
         generation = optimizer.nit
         while self.left > 0 and optimizer.nit == generation:
             batch = optimizer.ask()[: self.left]
             losses = self._evaluate(layer, batch.x)
             optimizer.tell(batch, losses)
-            finite = np.where(np.isfinite(losses), losses, np.inf)
-            invalid += int(np.count_nonzero(np.isinf(finite)))
-            if finite.min() < best:
-                best_z, best = batch.x[finite.argmin()], float(finite.min())
+            best_z, best = _best(batch.x, losses, best_z, best)
         improved = best < self.loss
         if improved:
             self.loss = best
@@ -114,13 +113,8 @@ class LayerwiseSearch:
             best=best,
             loss=self.loss,
             improved=improved,
-            invalid=invalid,
+            invalid=self.invalid - invalid_before,
         )
-
-    def restore(self, points: Mapping[int, FloatArray]) -> None:
-        """Put other points in place; the losses and counts stay as they are."""
-        for layer, z in points.items():
-            self._place(layer, z)
 
     def _place(self, layer: int, z: FloatArray) -> None:
         self.points[layer] = z.copy()
@@ -133,18 +127,34 @@ class LayerwiseSearch:
     def _evaluate(self, layer: int, z: FloatArray) -> FloatArray:
         losses = self.evaluator.evaluate(layer, self._factors(layer, z), self.adapter)
         self.evaluations += len(z)
+        self.invalid += int(np.count_nonzero(~np.isfinite(losses)))
         return losses
 
-    def _refresh(self, layer: int) -> None:
-        """Tell a layer's optimizer what is known of its loss now that other layers changed."""
+    def _refresh(self, layer: int) -> tuple[FloatArray, float]:
+        """Tell a layer's optimizer what is known of its loss now that other layers changed.
+
+        Returns:
+            The best point evaluated for that and its loss; inf if none was.
+        """
         optimizer = self.optimizers[layer]
+        incumbent = self.points[layer]
         optimizer.reset_best()
         if not optimizer.accepts_foreign:
-            return
-        incumbent = self.points[layer]
+            return incumbent, np.inf
         others = optimizer.remembered
         others = others[(others != incumbent).any(axis=1)][: self.left]
         losses = self._evaluate(layer, others) if len(others) else np.empty(0)
         optimizer.tell_foreign(
             np.concatenate([incumbent[np.newaxis], others]), np.append(self.loss, losses)
         )
+        return _best(others, losses, incumbent, np.inf)
+
+
+def _best(
+    z: FloatArray, losses: FloatArray, best_z: FloatArray, best: float
+) -> tuple[FloatArray, float]:
+    """The best of some points (n, d) with losses (n,) and of the best before."""
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    if len(finite) and finite.min() < best:
+        return z[finite.argmin()], float(finite.min())
+    return best_z, best

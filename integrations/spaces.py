@@ -7,6 +7,7 @@ of each target, and every factor is a fixed random projection of its part.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +122,8 @@ def make_spaces(
             f"dim must divide into {parts} equal parts (A and B of {parts // 2} targets); got "
             f"{dim}, try {max(parts, dim - dim % parts)}."
         )
-    if not (math.isfinite(std) and std > 0):
-        raise UserError(f"init_std must be a positive number; got {std}.")
+    if not (isinstance(std, numbers.Real) and math.isfinite(std) and std > 0):
+        raise UserError(f"init_std must be a positive number; got {std!r}.")
     part_dim = dim // parts
     scales = _measure_targets(arch, batches) if init == "calibrated" else []
     hidden = _measure_hidden(arch, batches) if init in ("paper", "reference-code") else []

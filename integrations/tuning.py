@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Progress:
     seconds: float
 
 
+MOST = 2**63  # what generators and counters take
 Callback = Callable[[Progress], bool | None]
 """Called after each generation; the run ends if it returns True."""
 
@@ -61,7 +63,7 @@ def tune(
     rank: int = 4,
     dim: int = 500,
     targets: Sequence[str] = ("q", "v"),
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
     budget: int = 6000,
     popsize: int | None = None,
     schedule: str = "generation-major",
@@ -97,7 +99,8 @@ def tune(
         dim: Length d of each layer's z; divides into two equal parts for each target.
         targets: Which of the projections ``"q"``, ``"k"``, ``"v"`` and ``"o"`` get a delta.
         layers: Indices of the layers to tune in the order of a sweep, negative ones from the end;
-            None for all, first to last.
+            ``"all"``, first to last; None for the upper half, where a candidate costs a third of
+            what it costs in the lower half and lowers the loss at least as much.
         budget: Candidates to evaluate, each on the whole training set.
         popsize: Candidates a generation; None for `optimizers.POPSIZES`.
         schedule: ``"generation-major"``, one generation a layer in turn, or ``"block"``.
@@ -112,7 +115,10 @@ def tune(
         seed: All randomness comes from it.
         max_length: Longest prompt in tokens; None for 512 or what the model can take.
         callback: Called after each generation with a `Progress`; returns True to end the run.
-        speedups: Which of the evaluator's five steps to take.
+        speedups: Which of the evaluator's five steps to take. How many candidates go into one
+            forward pass is measured and can change the last digit of a loss; what
+            ``settings["block_size"]`` says, given as ``Speedups(blocks=...)``, repeats a run
+            exactly.
 
     Returns:
         The tuned deltas, history, scores and ways to save and plot them.
@@ -130,9 +136,10 @@ def tune(
         )
     arch = describe(model, tuple(targets))
     chosen = choose_layers(layers, len(arch.layers))
-    _require_positive(budget=budget, dev_every=dev_every)
-    if patience is not None:
-        _require_positive(patience=patience)
+    budget = _whole("budget", budget, 1)
+    dev_every = _whole("dev_every", dev_every, 1)
+    patience = None if patience is None else _whole("patience", patience, 1)
+    rank, dim, seed = _whole("rank", rank, 1), _whole("dim", dim, 1), _whole("seed", seed, 0)
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
     plan = make_schedule(schedule, chosen)
@@ -189,6 +196,7 @@ def tune(
             "patience": patience,
             "seed": seed,
             "max_length": encoder.max_length,
+            "block_size": evaluator.block_size,
         },
         stopped=stopped,
     )
@@ -294,7 +302,12 @@ def _check_task(task: Task) -> None:
         raise unknown("metric", task.metric, METRICS)
 
 
-def _require_positive(**values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} must be a positive whole number; got {value!r}.")
+def _whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least so much, numpy's included."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number < MOST:
+        raise UserError(f"{name} must be a whole number of {least} or more; got {value!r}.")
+    return number

@@ -94,6 +94,11 @@ def load_task(
                 f"each; got {list(label_words)!r}."
             )
         task = replace(task, label_words=tuple(label_words))
+    if unused := set(columns or {}) - {*_fields(task), "label"}:
+        raise UserError(
+            f"columns names {sorted(unused)[0]!r}, which is no field of task {name!r}; its fields "
+            f"are {', '.join([*_fields(task), 'label'])}."
+        )
     if data is None:
         pool, dev_pool, test = _from_hub(recipe)
     else:

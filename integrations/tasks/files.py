@@ -34,10 +34,14 @@ def read_examples(
         columns: Column names for fields (and ``"label"``) that are named otherwise in the file.
 
     Raises:
-        UserError: If the file is empty, a row is malformed, or a column is missing.
+        UserError: If the file is empty or not UTF-8, a row is malformed, or a column is missing.
     """
+    try:
+        rows = list(_rows(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
     examples = []
-    for where, row in _rows(path):
+    for where, row in rows:
         values = {}
         for name in (*fields, "label"):
             column = columns.get(name, name)
@@ -55,7 +59,8 @@ def read_examples(
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    # Spreadsheets begin files with a byte order mark, which utf-8-sig leaves out.
+    with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             for number, record in enumerate(csv.DictReader(file), start=2):
                 yield f"{path}:{number}", record
