@@ -1,0 +1,89 @@
+"""Tokenizers that know a few words, and a task in those words."""
+
+import os
+
+# Libraries that look for files on the Hub give up at once. Set before they are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+from tiny import SPECIAL, VOCABULARY
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from integrations import Example, Task
+
+WORDS = ["bad", "great", "the", "a", "film", "story", "plot", "cast", "was", "is", "It", ".", ","]
+WORDS += ["and", "very", "lovely", "good", "dull", "poor"]
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """make(kind): whole words; [CLS] ... [SEP] for masked models, [BOS] ... for causal ones."""
+    words = SPECIAL + WORDS
+    words += [f"w{i}" for i in range(VOCABULARY - len(words))]
+    vocabulary = {word: i for i, word in enumerate(words)}
+
+    def make(kind, closing=""):
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]" if kind == "masked" else f"[BOS] $A {closing}".strip(),
+            special_tokens=list(vocabulary.items())[: len(SPECIAL)],
+        )
+        names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+        if kind == "causal":
+            names = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", **names
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """make(kind): byte-level BPE, in which a word after a space is another token than without."""
+
+    def make(kind):
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=1000,
+            # As RoBERTa's, the mask takes the space before it along.
+            special_tokens=[AddedToken(word, lstrip=word == "[MASK]") for word in SPECIAL],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS for _ in "abc"], trainer)
+        mask = AddedToken("[MASK]", lstrip=True)
+        names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": mask}
+        if kind == "masked":
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            )
+        else:
+            names = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", **names)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_task():
+    """Eight examples a split; "lovely" and "good" are great, "dull" and "poor" are bad."""
+
+    def examples(seed):
+        rng = np.random.default_rng(seed)
+        return [
+            Example(
+                {"text": f"the {rng.choice(WORDS[4:8])} was {word}{rng.integers(3) * ' and very'}"},
+                label,
+            )
+            for label, words in enumerate((("dull", "poor"), ("lovely", "good")))
+            for word in 2 * words
+        ]
+
+    patterns = {"masked": "{text} . It was {mask} .", "causal": "{text} . It was"}
+    return Task("toy", patterns, ("bad", "great")).with_splits(*(examples(i) for i in range(3)))

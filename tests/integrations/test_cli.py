@@ -1,0 +1,256 @@
+"""The command: what it writes, what it prints, and how it says no."""
+
+import json
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tiny import build_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from integrations import cli
+from integrations.demo import demo_task
+from integrations.report import duration
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory, word_tokenizer):
+    """Folder with a random model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    build_model("llama").save_pretrained(folder)
+    word_tokenizer("causal").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, toy_task):
+    """Folder with the toy task as JSON lines."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "dev", "test"):
+        rows = [{**e.fields, "label": e.label} for e in getattr(toy_task, split)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def dfo_lora(monkeypatch, capsys):
+    """run(*arguments): exit status, standard output and standard error of the command."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dfo-lora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def tune_arguments(saved_model, data):
+    """make(**changes): arguments of a short run that works, with some of them replaced."""
+
+    def make(**changes):
+        options = {"model": saved_model, "task": "sst2", "data": data, "shots": 4, "dim": 40}
+        options |= {"budget": 40, "dev_every": 10} | changes
+        flat = []
+        for name, value in options.items():
+            flat += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+        return ["tune", *flat]
+
+    return make
+
+
+def test_tune_saves_an_adapter_a_plot_and_scores(dfo_lora, tune_arguments, tmp_path):
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run"))
+    assert (status, err) == (0, "")
+    for word in ("zero-shot", "tuned", "test accuracy", "left", "40 evaluations in", "loss"):
+        assert word in out
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "run" / "dfo_lora.json").read_text())
+    assert record["settings"]["optimizer"] == "lotfwa"
+    assert record["history"]["visits"][-1]["evaluations"] == 40
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert set(scores) == {"zero-shot", "tuned"}
+    tuned = PeftModel.from_pretrained(build_model("llama"), tmp_path / "run")
+    assert any(p.abs().sum() > 0 for name, p in tuned.named_parameters() if "lora_B" in name)
+
+
+def test_eval_finds_the_scores_that_tune_printed(
+    dfo_lora, tune_arguments, saved_model, data, tmp_path
+):
+    dfo_lora(*tune_arguments(out=tmp_path))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    task = ["--model", saved_model, "--task", "sst2", "--data", data, "--shots", 4]
+    status, out, _ = dfo_lora("eval", *task, "--adapter", tmp_path)
+    assert status == 0
+    for score in scores.values():
+        assert f"{score['score']:.3f}" in out
+        assert f"{score['loss']:.4f}" in out
+
+
+def test_an_earlier_run_is_replaced_only_when_asked_to(dfo_lora, tune_arguments, tmp_path):
+    assert dfo_lora(*tune_arguments(out=tmp_path, budget=5))[0] == 0
+    before = (tmp_path / "dfo_lora.json").read_text()
+    status, _, err = dfo_lora(*tune_arguments(out=tmp_path, seed=1))
+    assert status == 2
+    assert "--overwrite" in err
+    assert (tmp_path / "dfo_lora.json").read_text() == before
+    assert dfo_lora(*tune_arguments(out=tmp_path, seed=1, overwrite=True))[0] == 0
+    assert json.loads((tmp_path / "dfo_lora.json").read_text())["settings"]["seed"] == 1
+
+
+OWN = """
+import signal
+import numpy as np
+
+
+class Gaussian:
+    def __init__(self, dim, seed):
+        self.dim, self.rng, self.asked = dim, np.random.default_rng(seed), 0
+
+    def ask(self):
+        self.asked += 1
+        if self.asked == INTERRUPT_AT:
+            signal.raise_signal(signal.SIGINT)
+        return self.rng.normal(size=(3, self.dim))
+
+    def tell(self, points, losses):
+        assert len(points) == len(losses) == 3
+
+
+def make(dim, seed):
+    return Gaussian(dim, seed)
+
+
+nothing = object()
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """write(text): put a module ``own_optimizer`` into the current folder."""
+
+    def write(interrupt_at=-1):
+        (tmp_path / "own_optimizer.py").write_text(OWN + f"INTERRUPT_AT = {interrupt_at}\n")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, "own_optimizer", raising=False)
+        return tmp_path
+
+    yield write
+    sys.modules.pop("own_optimizer", None)
+
+
+def test_an_optimizer_of_the_users_own_is_named_by_its_module(dfo_lora, tune_arguments, own_module):
+    folder = own_module()
+    status, _, err = dfo_lora(*tune_arguments(optimizer="own_optimizer:make", budget=30))
+    assert (status, err) == (0, "")
+    (run,) = (folder / "runs").iterdir()
+    assert (run / "adapter_model.safetensors").is_file()
+
+
+def test_ctrl_c_ends_the_run_with_what_it_has(dfo_lora, tune_arguments, own_module):
+    folder = own_module(interrupt_at=2)
+    handler = signal.getsignal(signal.SIGINT)
+    arguments = tune_arguments(optimizer="own_optimizer:make", budget=600, out=folder / "run")
+    status, out, _ = dfo_lora(*arguments)
+    assert status == 0
+    assert "ended by: callback" in out
+    assert (folder / "run" / "adapter_model.safetensors").is_file()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_run_without_a_config_of_the_table_names_the_row_to_add(
+    dfo_lora, tune_arguments, tmp_path, word_tokenizer
+):
+    config = AutoConfig.for_model(
+        "gpt_neox", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer("causal").save_pretrained(tmp_path)
+    status, _, err = dfo_lora(*tune_arguments(model=tmp_path))
+    assert status == 2
+    assert "'gpt_neox'" in err
+    assert "FAMILIES" in err
+
+
+BAD = {
+    "task": ({"task": "sst3"}, "did you mean 'sst2'"),
+    "label word missing": ({"label_words": "bad"}, "a label word for each"),
+    "label word empty": ({"label_words": "bad,"}, "label word for each"),
+    "label word unknown": ({"label_words": "bad,sesquipedalian"}, "'sesquipedalian'"),
+    "folder": ({"data": "nowhere"}, "'nowhere'"),
+    "shots": ({"shots": 9}, "lower the shots to 4"),
+    "optimizer": ({"optimizer": "lotfva"}, "did you mean 'lotfwa'"),
+    "module": ({"optimizer": "no_such_module:f"}, "no_such_module"),
+    "no ask or tell": ({"optimizer": "own_optimizer:nothing"}, "no method ask()"),
+    "budget": ({"budget": 0}, "budget must be"),
+    "dim": ({"dim": 42}, "try 40"),
+    "rank": ({"rank": 0}, "rank must be"),
+    "targets": ({"targets": "q,x"}, "'x'"),
+    "layers": ({"layers": "0,9"}, "layers 0 to 3"),
+    "layers text": ({"layers": "top"}, "numbers separated by commas"),
+    "schedule": ({"schedule": "random"}, "schedule"),
+    "loss": ({"loss": "f1"}, "loss"),
+    "init": ({"init": "xavier"}, "init"),
+    "init_std": ({"init_std": -1}, "init_std must be"),
+    "popsize": ({"popsize": 1}, "popsize"),
+    "column": ({"column": "text"}, "FIELD=COLUMN"),
+    "dtype": ({"dtype": "int3"}, "float32"),
+    "model": ({"model": "no/such"}, "'no/such'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_status_2(dfo_lora, tune_arguments, own_module, name):
+    changes, hint = BAD[name]
+    folder = own_module()
+    status, _, err = dfo_lora(*tune_arguments(**changes))
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert hint.lower() in err.lower()
+    assert not (folder / "runs").exists()
+
+
+def test_an_empty_data_file_is_one_line_and_exit_status_2(dfo_lora, tune_arguments, tmp_path, data):
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "test.jsonl").write_bytes((data / "test.jsonl").read_bytes())
+    status, _, err = dfo_lora(*tune_arguments(data=tmp_path))
+    assert status == 2
+    assert "train.jsonl holds no examples" in err
+    assert err.count("\n") == 1
+
+
+def test_the_demo_task_is_what_its_readme_says():
+    task = demo_task(seed=3)
+    for split, least in (("train", 32), ("dev", 32), ("test", 100)):
+        labels = np.bincount([example.label for example in getattr(task, split)], minlength=2)
+        assert (labels >= least).all()
+    texts = [e.fields["text"] for s in (task.train, task.dev, task.test) for e in s]
+    assert len(set(texts)) == len(texts)
+    assert demo_task(seed=3) == task
+    assert demo_task(seed=4).train != task.train
+
+
+def test_the_demo_runs_from_start_to_end(dfo_lora, monkeypatch, word_tokenizer, tmp_path):
+    """With a random model in place of the downloaded one."""
+    model = build_model("llama", max_position_embeddings=512)
+    monkeypatch.setattr(cli, "load_model", lambda name: (model, word_tokenizer("causal")))
+    before = model(torch.tensor([[5, 6, 7]])).logits
+    status, out, err = dfo_lora("demo", "--budget", 10, "--out", tmp_path)
+    assert (status, err) == (0, "")
+    assert "demo sentiment" in out
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "curve.png").is_file()
+    assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.2, "0 s"), (59.6, "1 min"), (192, "3 min 12 s"), (7265, "2 h 1 min")]
+)
+def test_durations_read_well(seconds, shown):
+    assert duration(seconds) == shown

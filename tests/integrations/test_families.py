@@ -1,0 +1,90 @@
+"""Every row of the family table, held against PEFT on a tiny random model of the family."""
+
+import numpy as np
+import pytest
+from peft_reference import peft_losses
+from tiny import (
+    CONFIGS,
+    HIDDEN,
+    LABEL_IDS,
+    LAYERS,
+    PAD,
+    build_model,
+    columns,
+    kind_of,
+    projection,
+    random_adapter,
+    random_factors,
+    random_prompts,
+)
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from integrations import PopulationEvaluator, UserError
+from integrations.architectures import FAMILIES, describe
+from integrations.metrics import cross_entropy
+
+ALL = ("q", "k", "v", "o")
+
+
+def test_every_family_is_tested():
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_targets_and_shapes(family):
+    model = build_model(family)
+    arch = describe(model, ALL)
+    heads = 4 * CONFIGS[family].get("head_dim", HIDDEN // 4)
+    groups = heads // 2 if "num_key_value_heads" in CONFIGS[family] else heads
+    shapes = {"q": (HIDDEN, heads), "k": (HIDDEN, groups), "v": (HIDDEN, groups)}
+    shapes["o"] = (heads, HIDDEN)
+    assert (len(arch.layers), len(arch.targets)) == (LAYERS, LAYERS)
+    assert arch.kind == kind_of(family)
+    for layer, targets in enumerate(arch.targets):
+        assert list(targets) == list(ALL)
+        for name, target in targets.items():
+            assert target.module is projection(model, layer, name)
+            assert target.module is model.get_submodule(target.path)
+            assert target.module is arch.layers[layer].get_submodule(target.place)
+            assert (target.in_features, target.out_features) == shapes[name]
+            assert slice(*(target.columns or (None,))) == columns(model, name)
+
+
+CASES = [(family, ("q", "v"), rank) for family in FAMILIES for rank in (1, 4)]
+CASES += [(family, ALL, 4) for family in ("qwen3", "gpt2", "bert")]
+
+
+@pytest.mark.parametrize(("family", "targets", "rank"), CASES)
+def test_losses_are_those_of_peft_one_candidate_and_prompt_at_a_time(family, targets, rank):
+    arch = describe(build_model(family), targets)
+    prompts = random_prompts(arch.kind)
+    # The candidates' own layer has deltas in place as well, which they replace.
+    adapter = random_adapter(arch, [0, 2, 3], rank)
+    evaluator = PopulationEvaluator(arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
+    for layer in (LAYERS // 2, LAYERS - 1):
+        candidates = random_factors(arch, layer, 6, rank, seed=1)
+        losses = evaluator.evaluate(layer, candidates, adapter)
+        expected = peft_losses(arch, layer, candidates, adapter, prompts)
+        assert losses == pytest.approx(expected, abs=1e-5)
+        assert np.ptp(expected) > 0.02  # the candidates differ, so the comparison says something
+
+
+@pytest.mark.parametrize("targets", [(), ("q", "q"), ("q", "gate")])
+def test_targets_must_be_known_and_named_once(targets):
+    with pytest.raises(UserError, match="target"):
+        describe(build_model("llama"), targets)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_its_language_head_says_which_class_has_one(family):
+    wanted = "AutoModelForMaskedLM" if kind_of(family) == "masked" else "AutoModelForCausalLM"
+    with pytest.raises(UserError, match=f"Model has no language head.*{wanted}"):
+        describe(build_model(family).base_model)
+
+
+def test_an_unknown_family_says_which_row_to_add():
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1))
+    with pytest.raises(
+        UserError, match=r"add a row 'gpt_neox' to FAMILIES.*Known: bert, .*roberta"
+    ):
+        describe(model)

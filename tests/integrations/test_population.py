@@ -1,0 +1,243 @@
+"""The five steps that make evaluation fast leave the losses as they are."""
+
+import numpy as np
+import pytest
+import torch
+from peft_reference import peft_losses, peft_model
+from tiny import (
+    HIDDEN,
+    LABEL_IDS,
+    LAYERS,
+    PAD,
+    build_model,
+    label_logits,
+    random_adapter,
+    random_factors,
+    random_prompts,
+)
+
+from integrations import NAIVE, PopulationEvaluator, Speedups
+from integrations.adapter import Adapter
+from integrations.architectures import describe
+from integrations.metrics import cross_entropy, error_rate, hinge
+
+LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)  # grouped into several batches
+
+
+def make_evaluator(arch, **settings):
+    settings = {"pad_id": PAD, "loss": cross_entropy} | settings
+    return PopulationEvaluator(arch, random_prompts(arch.kind, LENGTHS), LABEL_IDS, **settings)
+
+
+# -- the five steps --------------------------------------------------------------------------------
+
+STEPS = {
+    "all on": Speedups(),
+    "all off": NAIVE,
+    "no prefix cache": Speedups(prefix_cache=False),
+    "no shared base": Speedups(shared_base=False),
+    "no answer head": Speedups(answer_head=False),
+    "no length groups": Speedups(length_groups=False),
+    "blocks of 1": Speedups(blocks=1),
+    "blocks of 3": Speedups(blocks=3),
+    "blocks of more than all": Speedups(blocks=100),
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "bert"])
+def measured_by_peft(request):
+    """A model with deltas in place, candidates for some layers, and their losses."""
+    arch = describe(build_model(request.param), ("q", "v", "o"))
+    adapter = random_adapter(arch, [0, 1, 3])
+    prompts = random_prompts(arch.kind, LENGTHS)
+    cases = {}
+    for layer in (0, 2, LAYERS - 1):
+        candidates = random_factors(arch, layer, 7, seed=1)
+        cases[layer] = (candidates, peft_losses(arch, layer, candidates, adapter, prompts))
+    return arch, adapter, cases
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_each_step_on_or_off_gives_the_losses_of_peft(measured_by_peft, steps):
+    arch, adapter, cases = measured_by_peft
+    evaluator = make_evaluator(arch, speedups=STEPS[steps])
+    for layer, (candidates, expected) in cases.items():
+        # Twice: once as states are computed and once as they are found in the cache.
+        for _ in range(2):
+            losses = evaluator.evaluate(layer, candidates, adapter)
+            assert losses == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [hinge, error_rate])
+def test_steps_change_nothing_for_other_losses(loss):
+    arch = describe(build_model("qwen2"))
+    candidates, adapter = random_factors(arch, 1, 5, seed=1), random_adapter(arch)
+    fast = make_evaluator(arch, loss=loss).evaluate(1, candidates, adapter)
+    naive = make_evaluator(arch, loss=loss, speedups=NAIVE).evaluate(1, candidates, adapter)
+    assert fast == pytest.approx(naive, abs=1e-5)
+
+
+@pytest.mark.parametrize("steps", ["all on", "all off"])
+def test_half_precision(steps):
+    """bfloat16 keeps 8 bits, so losses agree with those of float32 to a few hundredths only."""
+    model = build_model("llama")
+    arch = describe(model)
+    adapter, candidates = random_adapter(arch, [0, 3]), random_factors(arch, 2, 4, seed=1)
+    expected = make_evaluator(arch).evaluate(2, candidates, adapter)
+    model.to(torch.bfloat16)
+    half = Adapter(arch)
+    for layer in (0, 3):
+        half.place(
+            layer, {t: f.to(dtype=torch.bfloat16) for t, f in adapter.factors[layer].items()}
+        )
+    candidates = {t: f.to(dtype=torch.bfloat16) for t, f in candidates.items()}
+    losses = make_evaluator(arch, speedups=STEPS[steps]).evaluate(2, candidates, half)
+    assert losses == pytest.approx(expected, abs=0.1)
+
+
+def test_the_block_size_is_measured_once_and_no_more_than_the_population():
+    arch = describe(build_model("llama"))
+    evaluator = make_evaluator(arch)
+    evaluator.evaluate(3, random_factors(arch, 3, 1), Adapter(arch))
+    assert evaluator.block_size is None  # one candidate leaves nothing to choose
+    evaluator.evaluate(3, random_factors(arch, 3, 6), Adapter(arch))
+    measured = evaluator.block_size
+    assert 1 <= measured <= 6
+    evaluator.evaluate(1, random_factors(arch, 1, 20), Adapter(arch))
+    assert evaluator.block_size == measured
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta"])
+def test_which_token_pads_makes_no_difference(family):
+    arch = describe(build_model(family))
+    candidates, adapter = random_factors(arch, 2, 3, seed=1), random_adapter(arch)
+    losses = [
+        make_evaluator(arch, pad_id=pad_id, speedups=Speedups(length_groups=False)).evaluate(
+            2, candidates, adapter
+        )
+        for pad_id in (0, PAD, 200)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[1], abs=1e-5)
+
+
+# -- kept hidden states ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix_bytes", [1, 40_000, 1 << 30])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_layers_in_any_order_between_changes_in_any_layer(family, prefix_bytes):
+    arch = describe(build_model(family))
+    evaluator = make_evaluator(arch, prefix_bytes=prefix_bytes, speedups=Speedups(blocks=2))
+    adapter = Adapter(arch)
+    rng = np.random.default_rng(0)
+    for step in range(20):
+        placed, tuned = rng.integers(LAYERS, size=2).tolist()
+        adapter.place(placed, random_factors(arch, placed, 1, seed=step))
+        if step % 5 == 4:
+            adapter.place(rng.integers(LAYERS), None)
+        candidates = random_factors(arch, tuned, 2, seed=100 + step)
+        losses = evaluator.evaluate(tuned, candidates, adapter)
+        fresh = make_evaluator(arch, speedups=NAIVE).evaluate(tuned, candidates, adapter)
+        assert losses == pytest.approx(fresh, abs=1e-5)
+
+
+def test_deltas_of_different_adapters_are_told_apart():
+    """Each adapter had one change in layer 0, so a count of changes would be the same."""
+    arch = describe(build_model("llama"))
+    evaluator = make_evaluator(arch)
+    candidates = random_factors(arch, 3, 2, seed=9)
+    original = random_adapter(arch, [0])
+    copied = original.copy()
+    other = random_adapter(arch, [0], seed=1)
+    copied.place(1, random_factors(arch, 1, 1, seed=2))
+    original.place(1, random_factors(arch, 1, 1, seed=3))
+    for adapter in (original, copied, other, original):
+        fresh = make_evaluator(arch, speedups=NAIVE).evaluate(3, candidates, adapter)
+        assert evaluator.evaluate(3, candidates, adapter) == pytest.approx(fresh, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", [range(LAYERS), range(LAYERS)[::-1], [2, 1, 3, 1, 2]])
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_kept_states_stay_within_their_memory_but_for_those_in_use(order, kept):
+    arch = describe(build_model("llama"))
+    batches = make_evaluator(arch).batches
+    state_bytes = [batch.ids.numel() * HIDDEN * 4 for batch in batches]
+    prefix_bytes = kept * len(batches) * max(state_bytes)
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2), prefix_bytes=prefix_bytes)
+    for layer in order:
+        evaluator.evaluate(layer, random_factors(arch, layer, 2), Adapter(arch))
+        held = sum(x.nbytes for batch in evaluator._prefix._states for _, x in batch.values())
+        assert held <= max(prefix_bytes, sum(state_bytes))
+
+
+def test_a_sweep_runs_each_frozen_layer_once_and_the_tuned_ones_for_each_block():
+    """What the prefix cache saves, counted: without it a candidate costs all layers."""
+    arch = describe(build_model("llama"))
+    calls = [0] * LAYERS
+
+    def count(layer):
+        def hook(module, args, output):
+            calls[layer] += 1
+
+        return arch.layers[layer].self_attn.register_forward_hook(hook)
+
+    handles = [count(layer) for layer in range(LAYERS)]
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2))
+    for layer in range(LAYERS):
+        evaluator.evaluate(layer, random_factors(arch, layer, 6), Adapter(arch))
+    for handle in handles:
+        handle.remove()
+    batches = len(evaluator.batches)
+    # Layer l runs for the 3 blocks of each layer up to l, and once to pass on what enters l + 1.
+    assert calls == [batches * (3 * (layer + 1) + (layer < LAYERS - 1)) for layer in range(LAYERS)]
+
+
+# -- label logits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta", "gemma2"])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_logits_come_in_the_order_of_the_prompts(family, tuned):
+    model = build_model(family)
+    arch = describe(model)
+    adapter = random_adapter(arch) if tuned else Adapter(arch)
+    plain = peft_model(model, adapter) if tuned else model
+    expected = label_logits(plain, random_prompts(arch.kind, LENGTHS))
+    for speedups in (Speedups(), Speedups(answer_head=False), NAIVE):
+        logits = make_evaluator(arch, speedups=speedups).logits(adapter)
+        assert logits.dtype == np.float32
+        assert logits == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+def test_progress_counts_prompts():
+    arch = describe(build_model("llama"))
+    told = []
+    make_evaluator(arch).logits(Adapter(arch), lambda done, of: told.append((done, of)))
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert {of for _, of in told} == {len(LENGTHS)}
+    assert told[-1][0] == len(LENGTHS)
+
+
+def test_the_loss_in_place_is_that_of_the_only_candidate_who_is_in_place():
+    arch = describe(build_model("mistral"))
+    adapter = random_adapter(arch)
+    evaluator = make_evaluator(arch)
+    in_place = evaluator.loss_in_place(adapter)
+    for layer in range(LAYERS):
+        losses = evaluator.evaluate(layer, adapter.factors[layer], adapter)
+        assert losses == pytest.approx([in_place], abs=1e-5)
+
+
+def test_prompts_as_long_as_the_model_can_take():
+    """RoBERTa's first positions belong to no token."""
+    for family, longest in (("llama", 64), ("bert", 64), ("roberta", 62), ("opt", 64)):
+        model = build_model(family)
+        arch = describe(model)
+        prompts = random_prompts(arch.kind, [longest, 5])
+        evaluator = PopulationEvaluator(
+            arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy, speedups=NAIVE
+        )
+        expected = label_logits(model, prompts)
+        assert evaluator.logits(Adapter(arch)) == pytest.approx(expected.numpy(), abs=1e-4)

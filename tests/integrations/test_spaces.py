@@ -1,0 +1,246 @@
+"""How strong the random deltas are, measured on the model by other means."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    LABEL_IDS,
+    LAYERS,
+    PAD,
+    build_model,
+    columns,
+    projection,
+    random_adapter,
+    random_prompts,
+)
+
+from integrations import PopulationEvaluator, UserError
+from integrations.architectures import describe
+from integrations.metrics import cross_entropy
+from integrations.prompts import make_batches
+from integrations.spaces import INIT_STD, make_spaces
+from lora_kernels import SeededProjection
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+MIXED, EQUAL = (9, 5, 12, 5, 7), (8, 8, 8, 8)
+
+
+def spaces_of(arch, prompts, **settings):
+    settings = {"rank": 4, "dim": 40, "init": "calibrated", "std": None, "seed": 0} | settings
+    evaluator = PopulationEvaluator(arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
+    return make_spaces(arch, evaluator.batches, **settings)
+
+
+@torch.no_grad()
+def record(model, prompts, modules):
+    """Inputs and outputs (tokens, width) of modules, the model called prompt by prompt."""
+    seen = {module: ([], []) for module in modules}
+
+    def hook(module, args, output):
+        for kept, value in zip(seen[module], (args[0], output), strict=True):
+            kept.append((value[0] if isinstance(value, tuple) else value)[0])
+
+    handles = [module.register_forward_hook(hook) for module in modules]
+    for prompt in prompts:
+        model(input_ids=torch.tensor([prompt.ids]))
+    for handle in handles:
+        handle.remove()
+    return {m: (torch.cat(x), torch.cat(y)) for m, (x, y) in seen.items()}
+
+
+def rms(values):
+    return values.double().square().mean().sqrt().item()
+
+
+# -- calibrated ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [MIXED, EQUAL], ids=["padded", "not padded"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "bert"])
+def test_calibrated_deltas_are_the_wanted_fraction_of_the_projections_output(family, lengths):
+    model = build_model(family)
+    arch = describe(model, ("q", "k", "v", "o"))
+    prompts = random_prompts(arch.kind, lengths)
+    # Wide enough that a projection drawn once behaves like the average one.
+    spaces = spaces_of(arch, prompts, rank=8, dim=4000, std=0.3)
+    z = np.random.default_rng(0).standard_normal((200, 4000))
+    for layer in range(LAYERS):
+        factors = spaces[layer].factors(z, CPU, FLOAT)
+        for name in arch.targets[layer]:
+            module = projection(model, layer, name)
+            x, y = record(model, prompts, [module])[module]
+            deltas = x @ factors[name].A.mT @ factors[name].B
+            assert rms(deltas) / rms(y[:, columns(model, name)]) == pytest.approx(0.3, rel=0.1)
+
+
+def test_calibration_knows_what_the_default_strength_is():
+    arch = describe(build_model("llama"))
+    prompts = random_prompts("causal")
+    default, named = (spaces_of(arch, prompts, std=std) for std in (None, INIT_STD["calibrated"]))
+    assert [s.projections for s in default] == [s.projections for s in named]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_padding_is_not_measured(family):
+    """It has hidden states too, which mean nothing."""
+    arch = describe(build_model(family))
+    prompts = random_prompts(arch.kind, MIXED)
+    stds = []
+    for grouped in (True, False):
+        batches = make_batches(prompts, PAD, arch.kind, CPU, grouped=grouped)
+        spaces = make_spaces(arch, batches, rank=2, dim=8, init="calibrated", std=None, seed=0)
+        stds.append([p.std for s in spaces for pair in s.projections.values() for p in pair])
+    assert stds[0] == pytest.approx(stds[1], rel=1e-4)
+
+
+# -- the paper's and the code's --------------------------------------------------------------------
+
+
+def clipped_std(values):
+    """Five rounds of clipping to mean +- 3 std, as the authors' code does it."""
+    values = values.astype(np.float64)
+    for _ in range(5):
+        mean, std = values.mean(), values.std()
+        values = np.clip(values, mean - 3 * std, mean + 3 * std)
+    return values.std()
+
+
+def hidden_stds(model, arch, prompts):
+    states = record(model, prompts, arch.layers)
+    table = model.get_input_embeddings().weight.detach().numpy()
+    above = [clipped_std(states[layer][0].numpy()) for layer in arch.layers[1:]]
+    return [clipped_std(table), *above]
+
+
+@pytest.mark.parametrize("lengths", [MIXED, EQUAL], ids=["padded", "not padded"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
+def test_paper_scales_every_projection_as_equation_6(family, lengths):
+    model = build_model(family)
+    model.get_input_embeddings().weight.data **= 5  # outliers, so that clipping shows
+    arch = describe(model)
+    prompts = random_prompts(arch.kind, lengths)
+    alpha, dim = 1.5, 40
+    spaces = spaces_of(arch, prompts, dim=dim, init="paper", std=alpha)
+    for sigma, space in zip(hidden_stds(model, arch, prompts), spaces, strict=True):
+        for pair in space.projections.values():
+            for to_factor in pair:
+                assert to_factor.std == pytest.approx(alpha * sigma / np.sqrt(dim), rel=1e-3)
+
+
+def test_torchs_own_init_of_a_linear_layer_is_as_the_next_test_has_it():
+    weight = torch.nn.Linear(10, 10_000).weight.detach()
+    assert weight.abs().max().item() == pytest.approx(10**-0.5, rel=1e-3)
+    assert weight.std().item() == pytest.approx((10 * 3) ** -0.5, rel=1e-2)
+
+
+def test_reference_code_keeps_torchs_own_init_of_b_above_the_first_layer():
+    model = build_model("llama")
+    arch = describe(model)
+    prompts = random_prompts(arch.kind)
+    dim = 40
+    spaces = spaces_of(arch, prompts, dim=dim, init="reference-code")
+    for layer, (sigma, space) in enumerate(
+        zip(hidden_stds(model, arch, prompts), spaces, strict=True)
+    ):
+        for to_a, to_b in space.projections.values():
+            assert to_a.std == pytest.approx(sigma / np.sqrt(dim), rel=1e-3)
+            if layer == 0:
+                assert to_b.std == pytest.approx(sigma / np.sqrt(dim), rel=1e-3)
+                continue
+            weight, bound = to_b.weight, 1 / np.sqrt(dim / 4)
+            assert weight.abs().max() <= bound
+            assert weight.min() < -0.95 * bound < 0.95 * bound < weight.max()
+            assert weight.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
+
+
+def test_normal_uses_the_std_as_it_is():
+    spaces = spaces_of(
+        describe(build_model("bert")), random_prompts("masked"), init="normal", std=0.07
+    )
+    for space in spaces:
+        assert {p.std for pair in space.projections.values() for p in pair} == {0.07}
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return describe(build_model("llama"))
+
+
+@pytest.mark.parametrize("init", INIT_STD)
+def test_factors_are_projections_of_parts_of_z(llama, init):
+    """Each quarter of z drives one factor: A and B of the first target, then of the second."""
+    space = spaces_of(llama, random_prompts("causal"), init=init)[1]
+    z = np.random.default_rng(0).standard_normal((3, 40))
+    whole = space.factors(z, CPU, FLOAT)
+    for number, (name, side) in enumerate([("q", "A"), ("q", "B"), ("v", "A"), ("v", "B")]):
+        part = np.zeros_like(z)
+        part[:, 10 * number : 10 * number + 10] = z[:, 10 * number : 10 * number + 10]
+        alone = space.factors(part, CPU, FLOAT)
+        to_factor = space.projections[name]["AB".index(side)]
+        if isinstance(to_factor, SeededProjection):
+            to_factor = to_factor.materialize()
+        expected = torch.from_numpy(part[:, 10 * number : 10 * number + 10]).float()
+        expected = expected @ to_factor.weight.T
+        for other in whole:
+            for s in "AB":
+                factor = getattr(alone[other], s)
+                if (other, s) == (name, side):
+                    assert torch.allclose(factor, getattr(whole[other], s))
+                    assert torch.allclose(factor, expected.view(factor.shape), atol=1e-6)
+                else:
+                    assert not factor.any()
+
+
+@pytest.mark.parametrize("init", INIT_STD)
+def test_zero_is_no_delta(llama, init):
+    for space in spaces_of(llama, random_prompts("causal"), init=init):
+        for f in space.factors(np.zeros((2, 40)), CPU, FLOAT).values():
+            assert not f.A.any()
+            assert not f.B.any()
+
+
+@pytest.mark.parametrize("init", INIT_STD)
+def test_the_seed_decides_and_layers_targets_and_factors_differ(llama, init):
+    def drawn(seed):
+        spaces = spaces_of(llama, random_prompts("causal"), init=init, seed=seed)
+        z = np.tile(np.random.default_rng(0).standard_normal(10), 4)[np.newaxis]
+        # Up to their scale, which may be that of the layer alone.
+        return [
+            torch.nn.functional.normalize(factor.flatten()[:64], dim=0)
+            for space in spaces
+            for f in space.factors(z, CPU, FLOAT).values()
+            for factor in (f.A, f.B)
+        ]
+
+    first, again, other = drawn(3), drawn(3), drawn(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    alike = torch.stack(first + other) @ torch.stack(first + other).T
+    assert alike.fill_diagonal_(0).abs().max() < 0.7
+
+
+def test_deltas_in_place_do_not_change_what_is_measured(llama):
+    prompts = random_prompts("causal")
+    first = spaces_of(llama, prompts)
+    evaluator = PopulationEvaluator(llama, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
+    evaluator.loss_in_place(random_adapter(llama))
+    assert [s.projections for s in spaces_of(llama, prompts)] == [s.projections for s in first]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init": "calibratd"}, "unknown init 'calibratd'; did you mean 'calibrated'"),
+        ({"rank": 0}, "rank must be at least 1; got 0"),
+        ({"dim": 42}, r"4 equal parts \(A and B of 2 targets\); got 42, try 40"),
+        ({"dim": 3}, "got 3, try 4"),
+        ({"std": 0.0}, "init_std must be a positive number; got 0.0"),
+        ({"std": -1.0}, "init_std must be a positive number"),
+        ({"std": float("nan")}, "init_std must be a positive number"),
+    ],
+)
+def test_errors_say_what_came_and_what_fits(llama, settings, message):
+    with pytest.raises(UserError, match=message):
+        spaces_of(llama, random_prompts("causal"), **settings)
