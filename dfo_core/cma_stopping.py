@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ DEFAULTS: Mapping[str, Any] = {
     "maxiter": math.inf,
     "tolfun": 1e-11,
     "tolfunhist": 1e-12,
+    "tolfunrel": 0.0,
     "tolx": 1e-11,
+    "tolxstagnation": 1e-9,
     "tolfacupx": 1e3,
     "tolupsigma": 1e20,
     "tolflatfitness": 1,
@@ -25,6 +28,11 @@ DEFAULTS: Mapping[str, Any] = {
     "noeffectcoord": True,
 }
 
+_COUNTERS = (
+    *("range", "flat", "first_median", "lowest_median"),
+    *("resting", "rests", "generations"),
+)
+
 
 class StoppingCriteria:
     """The stop reasons of CMA-ES (Hansen 2016, Section B.3; names and defaults are pycma's).
@@ -33,8 +41,13 @@ class StoppingCriteria:
     - `tolfun` (1e-11): the range of the last generation's losses and of the best losses of the
       last 10 + ceil(30 n / lambda) generations are both below it.
     - `tolfunhist` (1e-12): the range of those best losses alone, once there are ten.
-    - `tolx` (1e-11): every coordinate's standard deviation, and sigma times the rank-one path,
-      are below it. In the units of x.
+    - `tolfunrel` (0): the range of the last generation's losses is below this fraction of the
+      distance between the first generation's median and the lowest median so far.
+    - `tolx` (1e-11): every coordinate's standard deviation, and sigma times the path of recent
+      steps, are below it. In the units of x.
+    - `tolxstagnation` (1e-9): the mean has stayed within this distance of where it was for more
+      than 20 generations and a tenth of all. In the units of x. (The distance grows with the root
+      of the time over that threshold.)
     - `tolfacupx` (1e3): a standard deviation is above tolfacupx * sigma0: sigma0 was far too small
       or the search diverges.
     - `tolupsigma` (1e20): sigma has grown by this factor more than C's largest axis.
@@ -51,6 +64,10 @@ class StoppingCriteria:
       generation; pycma: a principal axis) leaves the mean unchanged.
     - `noeffectcoord` (True): adding 0.2 standard deviations leaves a coordinate of the mean
       unchanged.
+
+    Of pycma's list, `ftarget` and `maxfevals` are the optimizer's `target` and `budget`, and
+    `callback` is `minimize`'s. `timeout` is left to the caller: a run that depends on the clock
+    cannot be repeated.
 
     Args:
         options: Thresholds that replace the defaults. None or False switches a criterion off;
@@ -81,25 +98,52 @@ class StoppingCriteria:
         self._best: list[float] = []
         self._median: list[float] = []
         self._range = math.inf
+        self._first_median = self._lowest_median = math.inf
         self._flat = 0
+        # Where the mean came to rest, for how many generations, and whether that is too long.
+        self._resting_place: FloatArray = np.full(dim, np.nan)
+        self._resting, self._rests = 0, False
+        self._generations = 0
 
-    def observe(self, losses: FloatArray) -> None:
-        """Record a generation's losses, (k,), sorted; +inf stands for invalid ones."""
-        self._best.append(float(losses[0]))
-        self._median.append(float(losses[len(losses) // 2]))
-        self._range = float(losses[-1] - losses[0]) if np.isfinite(losses[-1]) else math.inf
-        flat = losses[0] == losses[int(0.75 * len(losses))] < np.inf
+    def observe(self, losses: FloatArray, mean: FloatArray) -> None:
+        """Record a generation.
+
+        Args:
+            losses: (k,) its losses, sorted; +inf stands for invalid ones.
+            mean: (n,) the mean it was sampled around.
+        """
+        best, middle, worst = losses[[0, len(losses) // 2, -1]].tolist()
+        self._best.append(best)
+        self._median.append(middle)
+        if self._first_median == math.inf:
+            self._first_median = middle
+        self._lowest_median = min(self._lowest_median, middle)
+        self._range = worst - best if worst < math.inf else math.inf
+        flat = best == losses[int(0.75 * len(losses))] < math.inf
         self._flat = self._flat + 1 if flat else 0
+        self._watch(mean)
+        self._generations += 1
         # Twice the largest window, trimmed now and then, so that trimming costs nothing.
         if len(self._best) > 40_000:
             self._best, self._median = self._best[-20_000:], self._median[-20_000:]
+
+    def _watch(self, mean: FloatArray) -> None:
+        """Note whether the mean has moved (pycma's class `_StopTolXStagnation`)."""
+        self._resting += 1
+        patience = 20 + 0.1 * self._generations
+        distance = _on(self.options["tolxstagnation"])
+        distance *= math.sqrt(max(1.0, self._resting / patience))
+        moved = mean - self._resting_place
+        if not math.sqrt(moved @ moved) <= distance:  # at the start, too, where it is NaN
+            self._resting_place, self._resting = mean, 0
+        self._rests = self._resting > patience
 
     def reasons(
         self,
         nit: int,
         mean: FloatArray,
         sigma: float,
-        p_c: FloatArray,
+        path: FloatArray,
         covariance: CovarianceModel,
     ) -> dict[str, Any]:
         """Return the criteria that hold, each with its threshold.
@@ -108,7 +152,7 @@ class StoppingCriteria:
             nit: Completed generations.
             mean: (n,) the distribution's mean.
             sigma: The step size.
-            p_c: (n,) the rank-one path.
+            path: (n,) the path of recent steps, in units of sigma.
             covariance: The covariance matrix.
 
         Returns:
@@ -118,16 +162,21 @@ class StoppingCriteria:
             return {}
         option = self.options
         recent = self._best[-self._history :]
-        recent_range = max(recent) - min(recent) if math.isfinite(max(recent)) else math.inf
-        std = sigma * np.sqrt(covariance.variances)
-        longest_axis = float(np.sqrt(covariance.variances.max()))
+        lowest, highest = min(recent), max(recent)
+        recent_range = highest - lowest if highest < math.inf else math.inf
+        variances = covariance.variances
+        largest = math.sqrt(variances.max())
         holds: dict[str, bool] = {
             "maxiter": nit >= _on(option["maxiter"], math.inf),
             "tolfun": max(self._range, recent_range) < _on(option["tolfun"]),
             "tolfunhist": len(recent) > 9 and recent_range < _on(option["tolfunhist"]),
-            "tolx": max(float(std.max()), sigma * float(np.abs(p_c).max())) < _on(option["tolx"]),
-            "tolfacupx": float(std.max()) > self._sigma0 * _on(option["tolfacupx"], math.inf),
-            "tolupsigma": sigma > self._sigma0 * longest_axis * _on(option["tolupsigma"], math.inf),
+            "tolfunrel": self._range
+            < _on(option["tolfunrel"], 0.0) * (self._first_median - self._lowest_median),
+            "tolxstagnation": self._rests,
+            "tolx": sigma * largest < _on(option["tolx"])
+            and sigma * float(np.abs(path).max()) < _on(option["tolx"]),
+            "tolfacupx": sigma * largest > self._sigma0 * _on(option["tolfacupx"], math.inf),
+            "tolupsigma": sigma > self._sigma0 * largest * _on(option["tolupsigma"], math.inf),
             "tolflatfitness": self._flat > _on(option["tolflatfitness"], math.inf),
             "tolstagnation": bool(option["tolstagnation"]) and self._stagnates(nit),
             "tolconditioncov": covariance.condition > _on(option["tolconditioncov"], math.inf),
@@ -135,12 +184,12 @@ class StoppingCriteria:
         reasons = {name: option[name] for name, true in holds.items() if true}
         if option["noeffectaxis"]:
             axis = covariance.axis(nit % len(mean))
-            if np.array_equal(mean, mean + 0.1 * sigma * axis):
+            if (mean == mean + 0.1 * sigma * axis).all():
                 reasons["noeffectaxis"] = nit % len(mean)
         if option["noeffectcoord"]:
-            lost = np.flatnonzero(mean == mean + 0.2 * std)
-            if lost.size:
-                reasons["noeffectcoord"] = lost.tolist()
+            lost = mean == mean + 0.2 * sigma * np.sqrt(variances)
+            if lost.any():
+                reasons["noeffectcoord"] = np.flatnonzero(lost).tolist()
         return reasons
 
     def _stagnates(self, nit: int) -> bool:
@@ -150,19 +199,25 @@ class StoppingCriteria:
             return False
         third = max(1, int(0.3 * window))
         return all(
-            np.median(history[-third:]) >= np.median(history[-window:][:third])
+            median(history[-third:]) >= median(history[-window:][:third])
             for history in (self._best, self._median)
         )
 
     def get_state(self) -> dict[str, Any]:
         """Return the recorded history as a dictionary of numbers and arrays."""
-        history = {"best": np.array(self._best), "median": np.array(self._median)}
-        return {**history, "range": self._range, "flat": self._flat}
+        return {
+            "best": np.array(self._best),
+            "median": np.array(self._median),
+            "resting_place": self._resting_place.copy(),
+            **{name: getattr(self, f"_{name}") for name in _COUNTERS},
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `get_state`."""
         self._best, self._median = state["best"].tolist(), state["median"].tolist()
-        self._range, self._flat = state["range"], state["flat"]
+        self._resting_place = state["resting_place"].copy()
+        for name in _COUNTERS:
+            setattr(self, f"_{name}", state[name])
 
 
 def _on(threshold: Any, off: float = -math.inf) -> float:

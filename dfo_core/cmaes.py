@@ -4,43 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import exp, sqrt
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from dfo_core.bounds import BoundTransform, Box
 from dfo_core.cma_parameters import CMAParameters, Covariance
-from dfo_core.cma_stopping import StoppingCriteria
-from dfo_core.covariance import CovarianceModel, DiagonalCovariance, FullCovariance
-from dfo_core.optimizer import Optimizer
-from dfo_core.validation import FloatArray, as_positive_float, as_vector
+from dfo_core.covariance import DiagonalCovariance, FullCovariance, LearnedCovariance
+from dfo_core.evolution_strategy import BoundsHandling, EvolutionStrategy
+from dfo_core.validation import FloatArray, as_vector
 
 
-class CMAES(Optimizer):
+class CMAES(EvolutionStrategy):
     """CMA-ES with active covariance adaptation and lazy factorization.
 
     Follows Hansen, The CMA Evolution Strategy: A Tutorial (2016, arXiv 1604.00772); equation
     numbers in the code are the tutorial's. Each generation samples `popsize` points from
     N(mean, sigma^2 C). The factor of C is a Cholesky factor, see `FullCovariance`.
 
-    Foreign points (`tell_foreign`) join the ranking of the next generation that is asked for, in
-    the place of sampled points (Hansen 2011, Injecting External Solutions Into CMA-ES, arXiv
-    1110.4181): that generation hands out fewer candidates. At most half a population is injected
-    at a time, the best; a step to a foreign point is cut to the length c_y = sqrt(n) + 2n/(n+2) in
-    units of the distribution.
-
-    A generation in which no candidate has a finite loss changes nothing but the counts.
+    Foreign points join the ranking of the next generation, see `EvolutionStrategy`.
 
     Args:
         x0: (d,) the initial mean, within the bounds.
         sigma0: Initial standard deviation in every coordinate, in the units of x. A third of the
             distance to where the optimum is expected is a good choice.
         popsize: Candidates a generation, at least 2; None for 4 + floor(3 ln d).
-        bounds: (lower, upper), each None, a number or (d,); candidates are always within. The
-            search runs in coordinates that a smooth map takes into the box, see `BoundTransform`.
+        bounds: (lower, upper), each None, a number or (d,); candidates are always within.
+        bounds_handling: "transform" searches in coordinates that a smooth map takes into the box,
+            see `BoundTransform`. "resample" redraws candidates outside the box, up to 100 times,
+            and then moves what is left to the nearest point of the box. The distribution stays
+            in the units of x everywhere, but each round costs a sampling product, with many
+            active bounds hardly a draw is inside, and on a steep slope into a border the step
+            size may shrink before the border is reached.
         covariance: "full", or "diagonal" for sep-CMA-ES: linear in d, and enough where the
             objective's axes are the coordinates'.
         active: Whether the worse half of the candidates shrinks C in their directions.
+        elitist: Whether the best point known takes part in every ranking, as pycma's CMA_elitist:
+            in a generation without a better point it is put first, and of the sampled ones that
+            of rank mu, the last to be recombined without it, is left out. Its step is cut like
+            a foreign point's. Apt to impair the search on multimodal functions.
+        mirrored: Whether candidates come in pairs mean + s, mean - s (Brockhoff et al. 2010), of
+            which only the better is recombined (Auger et al. 2011); see `winners_of_pairs`. The
+            covariance update ranks all candidates, as a step's sign makes no difference to it.
         stop_options: Thresholds by name, see `StoppingCriteria`; None switches a criterion off.
         seed: Seed of the generator.
         budget: Largest number of evaluations.
@@ -53,11 +57,8 @@ class CMAES(Optimizer):
         ValueError: If an argument has the wrong shape or value, or x0 is not within the bounds.
     """
 
-    accepts_foreign: ClassVar[bool] = True
-    _state_fields = (
-        *("_mean", "_sigma", "_p_sigma", "_p_c", "_z", "_y", "_injected"),
-        *("_foreign_x", "_foreign_losses"),
-    )
+    _covariance: LearnedCovariance
+    _state_fields = (*EvolutionStrategy._state_fields, "_p_sigma", "_p_c")
 
     def __init__(
         self,
@@ -66,73 +67,53 @@ class CMAES(Optimizer):
         popsize: int | None = None,
         *,
         bounds: Any = None,
+        bounds_handling: BoundsHandling = "transform",
         covariance: Covariance = "full",
         active: bool = True,
+        elitist: bool = False,
+        mirrored: bool = False,
         stop_options: Mapping[str, Any] | None = None,
         seed: Any = None,
         budget: int | None = None,
         target: float | None = None,
     ) -> None:
-        mean = as_vector("x0", x0)
-        super().__init__(mean.size, seed=seed, budget=budget, target=target)
+        dim = as_vector("x0", x0).size
         if covariance not in ("full", "diagonal"):
             raise ValueError(f'covariance must be "full" or "diagonal"; got {covariance!r}')
+        self.parameters = CMAParameters.default(dim, popsize, active=active, covariance=covariance)
         self._kind, self._active = covariance, bool(active)
-        self._sigma = self._sigma0 = as_positive_float("sigma0", sigma0)
-        self.parameters = CMAParameters.default(
-            self.dim, popsize, active=active, covariance=covariance
-        )
-        self._box = None if bounds is None else Box.parse(bounds, self.dim)
-        self._transform: BoundTransform | None = None
-        if self._box is not None:
-            self._box.require_inside("x0", mean)
-            self._transform = BoundTransform(self._box)
-            mean = self._transform.inverse(mean)
-        self._mean = mean
-        self._covariance: CovarianceModel = (
-            DiagonalCovariance(self.dim)
+        super().__init__(
+            x0,
+            sigma0,
+            self.parameters.popsize,
+            self.parameters.mu,
+            DiagonalCovariance(dim)
             if covariance == "diagonal"
-            else FullCovariance(self.dim, self.parameters.lag, self.popsize + 1)
+            else FullCovariance(dim, self.parameters.lag, self.parameters.popsize + 1),
+            bounds=bounds,
+            bounds_handling=bounds_handling,
+            elitist=elitist,
+            mirrored=mirrored,
+            stop_options=stop_options,
+            seed=seed,
+            budget=budget,
+            target=target,
         )
-        self._p_sigma: FloatArray = np.zeros(self.dim)
-        self._p_c: FloatArray = np.zeros(self.dim)
-        self._stopping = StoppingCriteria(stop_options, self.dim, self.popsize, self._sigma)
-        # The generation under way: y = A z, x = mean + sigma y; first the injected points with
-        # their known losses, then the sampled ones.
-        self._z: FloatArray = np.empty((0, self.dim))
-        self._y: FloatArray = np.empty((0, self.dim))
-        self._injected: FloatArray = np.empty(0)
-        # Foreign points for the next generation, best first.
-        self._foreign_x: FloatArray = np.empty((0, self.dim))
-        self._foreign_losses: FloatArray = np.empty(0)
+        self._p_sigma: FloatArray = np.zeros(dim)
+        self._p_c: FloatArray = np.zeros(dim)
 
-    # -- one generation ----------------------------------------------------------------------
-
-    def _sample(self) -> FloatArray:
-        y_foreign, z_foreign = self._take_foreign()
-        z = self.rng.standard_normal((self.popsize - len(z_foreign), self.dim))
-        y = self._covariance.color(z)  # Eq. 39
-        self._z = np.concatenate([z_foreign, z])
-        self._y = np.concatenate([y_foreign, y])
-        return self._to_x(self._mean + self._sigma * y)  # Eq. 40
-
-    def _update(self, x: FloatArray, losses: FloatArray) -> None:
-        losses = np.concatenate([self._injected, losses])
-        order = np.argsort(losses, kind="stable")
-        losses = losses[order]
-        self._stopping.observe(losses)
-        if not np.isfinite(losses[0]):
-            return
-        z, y = self._z[order], self._y[order]
+    def _adapt(
+        self, parents_z: FloatArray, parents_y: FloatArray, z: FloatArray, y: FloatArray
+    ) -> None:
         p = self.parameters
         positive = p.weights[: p.mu]
 
-        step = positive @ y[: p.mu]  # Eq. 41
+        step = positive @ parents_y  # Eq. 41
         self._mean = self._mean + self._sigma * step  # Eq. 42, c_m = 1
 
         # Eq. 43, with A^-1 step, which is the same combination of the z, for C^-1/2 step.
         gain = sqrt(p.c_sigma * (2 - p.c_sigma) * p.mueff)
-        self._p_sigma = (1 - p.c_sigma) * self._p_sigma + gain * (positive @ z[: p.mu])
+        self._p_sigma = (1 - p.c_sigma) * self._p_sigma + gain * (positive @ parents_z)
         length = float(np.linalg.norm(self._p_sigma))
         # Eq. 44; the change is limited to a factor of e because of foreign points (Hansen 2011,
         # Delta_sigma^max = 1).
@@ -156,82 +137,8 @@ class CMAES(Optimizer):
             decay, np.concatenate([self._p_c[np.newaxis], y]), np.append(p.c_1, p.c_mu * weights)
         )
 
-    # -- foreign points ----------------------------------------------------------------------
-
-    def _check_foreign(self, x: FloatArray) -> None:
-        if self._box is not None:
-            self._box.require_inside("foreign points", x)
-
-    def _inject(self, x: FloatArray, losses: FloatArray) -> None:
-        known = (x[:, np.newaxis] == self._foreign_x).all(axis=2).any(axis=0)
-        x = np.concatenate([self._foreign_x[~known], x])
-        losses = np.concatenate([self._foreign_losses[~known], losses])
-        best = np.argsort(losses, kind="stable")[: self.popsize // 2]
-        self._foreign_x, self._foreign_losses = x[best], losses[best]
-
-    def _take_foreign(self) -> tuple[FloatArray, FloatArray]:
-        """Move the waiting foreign points into this generation; returns their y and z, (k, n)."""
-        u = self._foreign_x if self._transform is None else self._transform.inverse(self._foreign_x)
-        y = (u - self._mean) / self._sigma
-        z = self._covariance.whiten(y) if len(y) else y
-        length = np.linalg.norm(z, axis=1, keepdims=True)
-        longest = sqrt(self.dim) + 2 * self.dim / (self.dim + 2)  # c_y, Hansen 2011
-        factor = longest / np.maximum(length, longest)
-        self._injected = self._foreign_losses
-        self._foreign_x = np.empty((0, self.dim))
-        self._foreign_losses = np.empty(0)
-        return y * factor, z * factor
-
-    # -- what is known -----------------------------------------------------------------------
-
-    @property
-    def popsize(self) -> int:
-        """Population size lambda."""
-        return self.parameters.popsize
-
-    @property
-    def mean(self) -> FloatArray:
-        """The distribution's mean as a point of the search space, (d,)."""
-        return self._to_x(self._mean)
-
-    @property
-    def sigma(self) -> float:
-        """The step size."""
-        return self._sigma
-
-    @property
-    def covariance_matrix(self) -> FloatArray:
-        """The covariance matrix C without sigma^2, (d, d); a copy, computed when asked for."""
-        return self._covariance.matrix()
-
-    def _to_x(self, u: FloatArray) -> FloatArray:
-        return u.copy() if self._transform is None else self._transform.forward(u)
-
-    def _stop_reasons(self) -> dict[str, Any]:
-        return self._stopping.reasons(
-            self.nit, self._mean, self._sigma, self._p_c, self._covariance
-        )
-
-    # -- state -------------------------------------------------------------------------------
+    def _path(self) -> FloatArray:
+        return self._p_c
 
     def _settings(self) -> dict[str, Any]:
-        return {
-            **super()._settings(),
-            "popsize": self.popsize,
-            "covariance": self._kind,
-            "active": self._active,
-            "lower": None if self._box is None else self._box.lower,
-            "upper": None if self._box is None else self._box.upper,
-        }
-
-    def _get_state(self) -> dict[str, Any]:
-        return {
-            **super()._get_state(),
-            "covariance": self._covariance.get_state(),
-            "stopping": self._stopping.get_state(),
-        }
-
-    def _set_state(self, state: Mapping[str, Any]) -> None:
-        super()._set_state(state)
-        self._covariance.set_state(state["covariance"])
-        self._stopping.set_state(state["stopping"])
+        return {**super()._settings(), "covariance": self._kind, "active": self._active}

@@ -1,7 +1,7 @@
-"""Covariance models of CMA-ES: sample from N(0, C), undo that, and learn C.
+"""Covariance models: sample from N(0, C), undo that, and learn C.
 
-What CMA-ES needs of its covariance matrix is small: y = A z with A A^T = C, the inverse of that
-map, the diagonal, and updates of the form C <- decay C + sum_i c_i y_i y_i^T.
+What an evolution strategy needs of its covariance matrix is small: y = A z with A A^T = C, the
+inverse of that map, and the diagonal; CMA-ES adds updates C <- decay C + sum_i c_i y_i y_i^T.
 
 scipy.linalg is imported inside the methods that call it: it is slow to import, and many runs never
 need it.
@@ -18,16 +18,13 @@ from dfo_core.validation import FloatArray
 
 
 class CovarianceModel(Protocol):
-    """What CMA-ES asks of a covariance matrix C, with A A^T = C (perhaps of a few updates ago)."""
+    """What is asked of a covariance matrix C, with A A^T = C (perhaps of a few updates ago)."""
 
     def color(self, z: FloatArray) -> FloatArray:
         """Return A z for each row of z, (k, n)."""
 
     def whiten(self, y: FloatArray) -> FloatArray:
         """Return A^-1 y for each row of y, (k, n)."""
-
-    def update(self, decay: float, rows: FloatArray, coefficients: FloatArray) -> None:
-        """Set C <- decay C + sum_i coefficients[i] rows[i] rows[i]^T; rows is (k, n)."""
 
     @property
     def variances(self) -> FloatArray:
@@ -48,6 +45,13 @@ class CovarianceModel(Protocol):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from `get_state`."""
+
+
+class LearnedCovariance(CovarianceModel, Protocol):
+    """A covariance matrix that CMA-ES can update."""
+
+    def update(self, decay: float, rows: FloatArray, coefficients: FloatArray) -> None:
+        """Set C <- decay C + sum_i coefficients[i] rows[i] rows[i]^T; rows is (k, n)."""
 
 
 class FullCovariance:

@@ -237,9 +237,10 @@ class LoTFWA(Optimizer):
         left = self._generations_left()
         if left is None or left <= 0:
             return np.empty(0, dtype=np.int64)
-        pace = before[improved] - self._fitness[improved]
-        behind = self._fitness[improved] - self._fitness.min()
-        losers: IntArray = improved[pace * left < behind]
+        with np.errstate(over="ignore"):  # of losses near the largest float: infinity compares well
+            pace = before[improved] - self._fitness[improved]
+            behind = self._fitness[improved] - self._fitness.min()
+            losers: IntArray = improved[pace * left < behind]
         return losers
 
     def _restart(self, losers: IntArray) -> None:

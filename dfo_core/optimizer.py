@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dfo_core.protocol import Batch, Result
+from dfo_core.state import check_shared, generator, same
 from dfo_core.validation import FloatArray, IntArray, as_float_array, as_points, as_positive_int
 
 STATE_FORMAT = 1
@@ -173,7 +174,7 @@ class Optimizer(ABC):
         self._told[index] = True
         self._nfev += len(ids)
         self._n_invalid += int(np.count_nonzero(~np.isfinite(values)))
-        self._keep_best(self._x[index], values)
+        self._note_best(index)
         if self._told.all():
             self._nit += 1
             self._update(self._x, np.where(np.isfinite(self._losses), self._losses, np.inf))
@@ -234,6 +235,10 @@ class Optimizer(ABC):
     def _check_foreign(self, x: FloatArray) -> None:  # noqa: B027 (without bounds all points fit)
         """Raise ValueError if foreign points (n, dim) are outside the search space."""
 
+    def _note_best(self, index: IntArray) -> None:
+        """Take in the best of the rows of the current batch that were just told."""
+        self._keep_best(self._x[index], self._losses[index])
+
     def _keep_best(self, x: FloatArray, losses: FloatArray) -> None:
         losses = np.where(np.isfinite(losses), losses, np.inf)
         if losses.size and losses.min() < self._best_fun:
@@ -261,6 +266,11 @@ class Optimizer(ABC):
         anew and tell them with `tell_foreign`. Empty for algorithms without such a memory.
         """
         return np.empty((0, self.dim))
+
+    @property
+    def pending(self) -> int:
+        """Number of candidates of the current batch without a loss, whatever the budget."""
+        return int(np.count_nonzero(~self._told))
 
     @property
     def nfev(self) -> int:
@@ -331,7 +341,8 @@ class Optimizer(ABC):
 
         Raises:
             NotImplementedError: If `supports_state` is False.
-            ValueError: If the state is of another algorithm, other settings or another format.
+            ValueError: If the state is of another algorithm, other settings or another format
+                (the optimizer is as before then), or damaged (it is of no more use then).
         """
         self._require_state()
         keys = {"format", "algorithm", "settings", "generator", "shared", "own"}
@@ -346,15 +357,23 @@ class Optimizer(ABC):
             )
         ours, theirs = self._settings(), state["settings"]
         for name in sorted(ours.keys() | theirs.keys()):
-            if not _same(ours.get(name), theirs.get(name)):
+            if not same(ours.get(name), theirs.get(name)):
                 raise ValueError(
                     f"state has {name}={theirs.get(name)!r}, this optimizer has "
                     f"{name}={ours.get(name)!r}; build it with the same {name}"
                 )
-        self.rng = _generator(state["generator"])
+        try:
+            check_shared(state["shared"], self.dim)
+            rng = generator(state["generator"])
+            self._set_state(state["own"])
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"state is damaged ({type(error).__name__}: {error}); build a new optimizer and "
+                "load a state as state_dict() returned it"
+            ) from error
+        self.rng = rng
         for name in self._shared_fields:
             setattr(self, name, deepcopy(state["shared"][name]))
-        self._set_state(state["own"])
 
     def _require_state(self) -> None:
         if not self.supports_state:
@@ -362,19 +381,3 @@ class Optimizer(ABC):
                 f"{type(self).__name__} cannot be saved without pickle (supports_state is False); "
                 "use one of dfo_core's own optimizers where a run must be resumable"
             )
-
-
-def _generator(state: Mapping[str, Any]) -> np.random.Generator:
-    """Rebuild numpy's generator from its state, whichever bit generator it runs on."""
-    kind = getattr(np.random, state["bit_generator"], None)
-    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
-        raise ValueError(f"state has an unknown bit generator {state['bit_generator']!r}")
-    bit_generator = kind()
-    bit_generator.state = deepcopy(dict(state))
-    return np.random.Generator(bit_generator)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return a is not None and b is not None and np.array_equal(a, b)
-    return bool(a == b)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dfo_core.bounds import Box, infer_dim
 from dfo_core.optimizer import Optimizer
 from dfo_core.validation import FloatArray, as_positive_float, as_positive_int, as_vector
@@ -46,26 +48,27 @@ class RandomSearch(Optimizer):
         target: float | None = None,
     ) -> None:
         super().__init__(infer_dim(dim, x0, bounds), seed=seed, budget=budget, target=target)
+        who = type(self).__name__
         if bounds is None and x0 is None:
-            raise ValueError("RandomSearch needs bounds, or x0 to draw around; got neither")
+            raise ValueError(f"{who} needs bounds, or x0 to draw around; got neither")
         self.popsize = as_positive_int("popsize", popsize)
         self._sigma = as_positive_float("sigma0", sigma0)
-        self._box = (
-            None if bounds is None else Box.parse(bounds, self.dim).require_finite("RandomSearch")
-        )
+        self._box = None if bounds is None else Box.parse(bounds, self.dim).require_finite(who)
         self._x0 = None if x0 is None else as_vector("x0", x0, self.dim)
         self._center = 0.0 if self._x0 is None else self._x0  # of normal draws
         if self._box is not None and self._x0 is not None:
             self._box.require_inside("x0", self._x0)
 
     def _sample(self) -> FloatArray:
+        if self._x0 is None or self.nit > 0:
+            return self._draw(self.popsize)
+        return np.concatenate([self._x0[np.newaxis], self._draw(self.popsize - 1)])
+
+    def _draw(self, n: int) -> FloatArray:
+        """Draw n points, (n, dim)."""
         if self._box is not None:
-            x = self._box.uniform(self.rng, self.popsize)
-        else:
-            x = self._center + self._sigma * self.rng.standard_normal((self.popsize, self.dim))
-        if self._x0 is not None and self.nit == 0:
-            x[0] = self._x0
-        return x
+            return self._box.uniform(self.rng, n)
+        return self._center + self._sigma * self.rng.standard_normal((n, self.dim))
 
     def _update(self, x: FloatArray, losses: FloatArray) -> None:
         """Do nothing: the base class keeps the best."""

@@ -1,22 +1,32 @@
-"""State dictionaries on disk: one .npz file, arrays as arrays, the rest as JSON, never pickle."""
+"""State dictionaries on disk without pickle, and with a checksum: .npz, .safetensors or .json."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import os
-import zipfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_JSON = "state.json"
-_ARRAY = "__array__"
+from dfo_core.libraries import require
+
+Array = np.ndarray[Any, Any]
+
+_STATE, _DIGEST, _ARRAY = "state.json", "sha256", "__array__"
 
 
 def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a state dictionary to a file.
+
+    The suffix of the name says how: `.safetensors` (needs that package), `.json` (one text, arrays
+    in base64), or numpy's `.npz`, which any other name gets too. In each of them are the arrays,
+    the rest as JSON, and a SHA-256 of both.
 
     The file is written beside `path`, flushed to disk and renamed, so that a process killed at
     any moment leaves either the old file or the new one.
@@ -28,15 +38,20 @@ def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: If the state holds anything else.
+        ImportError: If the name ends in .safetensors and that package is not installed.
     """
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Array] = {}
     text = json.dumps(_pack(state, "", arrays))
-    arrays[_JSON] = np.frombuffer(text.encode(), dtype=np.uint8)
     target = Path(path)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    named = {_STATE: text.encode(), _DIGEST: _digest(text, arrays)}
+    members = {name: np.frombuffer(content, np.uint8) for name, content in named.items()}
+    write, _ = _FORMATS.get(target.suffix, _NPZ)
+    content = write({**arrays, **members})
+    # Processes and threads that save to the same file do not get into each other's way.
+    beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(beside, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, target)
@@ -55,24 +70,37 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not one of ours.
+        ValueError: If the file is not one of ours, is cut short, or was altered.
+        ImportError: If the name ends in .safetensors and that package is not installed.
     """
+    source = Path(path)
+    content = source.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        state = _unpack(json.loads(arrays[_JSON].tobytes().decode()), arrays)
-    except (KeyError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{os.fspath(path)!r} is not a state file of dfo_core ({error})") from None
-    return dict(state)
+        _, read = _FORMATS.get(source.suffix, _NPZ)
+        arrays = read(content)
+        digest, text = arrays.pop(_DIGEST).tobytes(), arrays.pop(_STATE).tobytes().decode()
+        if digest != _digest(text, arrays):
+            raise ValueError("its SHA-256 is another: it was altered after it was written")
+        return dict(_unpack(json.loads(text), arrays))
+    except ImportError:
+        raise
+    except Exception as error:  # whatever numpy, zipfile and the others make of foreign bytes
+        raise ValueError(
+            f"{str(source)!r} is not a state file of dfo_core, or is damaged ({error})"
+        ) from None
 
 
-def _pack(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+# -- a state as JSON text and arrays, and back ---------------------------------------------------
+
+
+def _pack(value: Any, name: str, arrays: dict[str, Array]) -> Any:
     """Return `value`, at `name` in the state, as JSON takes it; its arrays move to `arrays`."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise ValueError(f"state{name} must hold numbers or booleans; got {value.dtype}")
         key = f"array{len(arrays)}"
-        arrays[key] = value
+        # Shapes of no dimensions become one of one in ascontiguousarray.
+        arrays[key] = np.ascontiguousarray(value).reshape(value.shape)
         return {_ARRAY: key}
     if isinstance(value, np.generic):
         value = value.item()
@@ -88,7 +116,7 @@ def _pack(value: Any, name: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any
     raise ValueError(f"state{name} cannot be written without pickle: {type(value).__name__}")
 
 
-def _unpack(value: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+def _unpack(value: Any, arrays: Mapping[str, Array]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {_ARRAY}:
             return arrays[value[_ARRAY]]
@@ -96,3 +124,67 @@ def _unpack(value: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, list):
         return [_unpack(item, arrays) for item in value]
     return value
+
+
+def _digest(text: str, arrays: Mapping[str, Array]) -> bytes:
+    """SHA-256 of all there is in a state."""
+    sha = hashlib.sha256(text.encode())
+    for name, array in sorted(arrays.items()):
+        sha.update(repr((name, array.dtype.str, array.shape)).encode())
+        sha.update(array.tobytes())
+    return sha.digest()
+
+
+# -- file formats: named arrays as bytes, and back -----------------------------------------------
+
+
+def _write_npz(members: dict[str, Array]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **members)
+    return file.getvalue()
+
+
+def _read_npz(content: bytes) -> dict[str, Array]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _write_safetensors(members: dict[str, Array]) -> bytes:
+    return bytes(_safetensors().save(members))
+
+
+def _read_safetensors(content: bytes) -> dict[str, Array]:
+    return dict(_safetensors().load(content))
+
+
+def _safetensors() -> Any:
+    return require("safetensors.numpy", "safetensors", "a name in .safetensors")
+
+
+def _write_json(members: dict[str, Array]) -> bytes:
+    text, digest = members[_STATE].tobytes(), members[_DIGEST].tobytes()
+    arrays = {
+        name: [array.dtype.str, array.shape, base64.b64encode(array.tobytes()).decode()]
+        for name, array in members.items()
+        if name not in (_STATE, _DIGEST)
+    }
+    content = {_DIGEST: digest.hex(), "state": json.loads(text), "arrays": arrays}
+    return json.dumps(content, indent=1).encode()
+
+
+def _read_json(content: bytes) -> dict[str, Array]:
+    file = json.loads(content)
+    members = {
+        name: np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()
+        for name, (dtype, shape, text) in file["arrays"].items()
+    }
+    members[_DIGEST] = np.frombuffer(bytes.fromhex(file[_DIGEST]), np.uint8)
+    members[_STATE] = np.frombuffer(json.dumps(file["state"]).encode(), np.uint8)
+    return members
+
+
+_NPZ = (_write_npz, _read_npz)
+_FORMATS = {
+    ".json": (_write_json, _read_json),
+    ".safetensors": (_write_safetensors, _read_safetensors),
+}

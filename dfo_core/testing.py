@@ -9,8 +9,9 @@ A check takes a factory, a function that builds a fresh optimizer from a seed, w
     def test_conformance(check):
         check(lambda seed: MyOptimizer(dim=5, seed=seed))
 
-`check_optimizer` runs all of them. A failed promise is an AssertionError. What an optimizer says
-it cannot do (`supports_state`, `accepts_foreign`) must fail with NotImplementedError.
+`check_optimizer` runs all of them; `dfo_core.fuzzing` makes long random use of an optimizer. A
+failed promise is an AssertionError. What an optimizer says it cannot do (`supports_state`,
+`accepts_foreign`) must fail with NotImplementedError.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def check_batches(factory: Factory) -> None:
     opt, last = factory(0), -1
     for _ in range(N_BATCHES):
         batch = opt.ask()
-        _require(isinstance(batch, Batch) and len(batch) >= 1, "ask returns a Batch, not empty")
-        _require(batch.x.shape == (len(batch), opt.dim), "x has shape (n, dim)")
-        _require(batch.ids.shape == (len(batch),), "ids have shape (n,)")
-        _require(batch.x.dtype == np.float64 and batch.ids.dtype == np.int64, "float64 and int64")
-        _require(bool(np.isfinite(batch.x).all()), "candidates are finite")
-        _require(batch.ids[0] > last and bool((np.diff(batch.ids) > 0).all()), "ids increase")
+        require(isinstance(batch, Batch) and len(batch) >= 1, "ask returns a Batch, not empty")
+        require(batch.x.shape == (len(batch), opt.dim), "x has shape (n, dim)")
+        require(batch.ids.shape == (len(batch),), "ids have shape (n,)")
+        require(batch.x.dtype == np.float64 and batch.ids.dtype == np.int64, "float64 and int64")
+        require(bool(np.isfinite(batch.x).all()), "candidates are finite")
+        require(batch.ids[0] > last and bool((np.diff(batch.ids) > 0).all()), "ids increase")
         last = int(batch.ids[-1])
         opt.tell(batch, _sphere(batch.x))
 
@@ -67,8 +68,8 @@ def check_batches(factory: Factory) -> None:
 def check_reproducible(factory: Factory) -> None:
     """The same seed gives the same candidates, another seed others."""
     first, second, other = (_run(factory(seed)) for seed in (3, 3, 4))
-    _require(np.array_equal(first, second), "the same seed gives the same candidates")
-    _require(not np.array_equal(first, other), "another seed gives other candidates")
+    require(np.array_equal(first, second), "the same seed gives the same candidates")
+    require(not np.array_equal(first, other), "another seed gives other candidates")
 
 
 def check_global_random_state(factory: Factory) -> None:
@@ -81,10 +82,10 @@ def check_global_random_state(factory: Factory) -> None:
 
     before = snapshot()
     first = _run(factory(0))
-    _require(snapshot() == before, "global generators are left alone")
+    require(snapshot() == before, "global generators are left alone")
     np.random.random()  # noqa: NPY002
     random.random()
-    _require(np.array_equal(first, _run(factory(0))), "global generators have no influence")
+    require(np.array_equal(first, _run(factory(0))), "global generators have no influence")
 
 
 def check_partial_tells(factory: Factory) -> None:
@@ -98,8 +99,8 @@ def check_partial_tells(factory: Factory) -> None:
         order = shuffle.permutation(len(batch))
         for some in np.array_split(order, min(3, len(order))):
             parts.tell(batch.ids[some], _sphere(batch.x[some]))
-    _require(np.array_equal(whole.ask().x, parts.ask().x), "the order of tells does not matter")
-    _require(whole.nfev == parts.nfev, "every tell is counted")
+    require(np.array_equal(whole.ask().x, parts.ask().x), "the order of tells does not matter")
+    require(whole.nfev == parts.nfev, "every tell is counted")
 
 
 def check_ask_again(factory: Factory) -> None:
@@ -108,12 +109,12 @@ def check_ask_again(factory: Factory) -> None:
     for _ in range(N_BATCHES):
         batch = opt.ask()
         again = opt.ask()
-        _require(np.array_equal(batch.ids, again.ids), "asking twice gives the same candidates")
-        _require(np.array_equal(batch.x, again.x), "asking twice gives the same candidates")
+        require(np.array_equal(batch.ids, again.ids), "asking twice gives the same candidates")
+        require(np.array_equal(batch.x, again.x), "asking twice gives the same candidates")
         if len(batch) > 1:
             opt.tell(batch[::2], _sphere(batch.x[::2]))
             again = opt.ask()
-            _require(np.array_equal(again.ids, batch.ids[1::2]), "the rest is asked for again")
+            require(np.array_equal(again.ids, batch.ids[1::2]), "the rest is asked for again")
             batch = again
         opt.tell(batch, _sphere(batch.x))
 
@@ -121,20 +122,20 @@ def check_ask_again(factory: Factory) -> None:
 def check_wrong_tells(factory: Factory) -> None:
     """Unknown ids, second tells and wrong shapes are ValueErrors and change nothing."""
     opt = factory(0)
-    _raises(ValueError, lambda: opt.tell([0], [1.0]), "a tell before the first ask")
+    raises(ValueError, lambda: opt.tell([0], [1.0]), "a tell before the first ask")
     batch = opt.ask()
     losses = _sphere(batch.x)
-    _raises(ValueError, lambda: opt.tell(batch, losses[:-1]), "too few losses")
-    _raises(ValueError, lambda: opt.tell(batch, [*losses, 0.0]), "too many losses")
-    _raises(ValueError, lambda: opt.tell(batch, losses[:, np.newaxis]), "a matrix of losses")
-    _raises(ValueError, lambda: opt.tell(batch.ids + len(batch), losses), "unknown ids")
-    _raises(ValueError, lambda: opt.tell(batch.ids + 0.5, losses), "ids that are no integers")
-    _raises(ValueError, lambda: opt.tell(batch.ids[[0, 0]], [1.0, 1.0]), "an id twice in a tell")
-    _raises(ValueError, lambda: opt.tell(batch, ["a"] * len(batch)), "losses that are no numbers")
-    _require(opt.nfev == 0, "a refused tell changes nothing")
+    raises(ValueError, lambda: opt.tell(batch, losses[:-1]), "too few losses")
+    raises(ValueError, lambda: opt.tell(batch, [*losses, 0.0]), "too many losses")
+    raises(ValueError, lambda: opt.tell(batch, losses[:, np.newaxis]), "a matrix of losses")
+    raises(ValueError, lambda: opt.tell(batch.ids + len(batch), losses), "unknown ids")
+    raises(ValueError, lambda: opt.tell(batch.ids + 0.5, losses), "ids that are no integers")
+    raises(ValueError, lambda: opt.tell(batch.ids[[0, 0]], [1.0, 1.0]), "an id twice in a tell")
+    raises(ValueError, lambda: opt.tell(batch, ["a"] * len(batch)), "losses that are no numbers")
+    require(opt.nfev == 0, "a refused tell changes nothing")
     opt.tell(batch, losses)
-    _raises(ValueError, lambda: opt.tell(batch, losses), "a second tell")
-    _require(opt.nfev == len(batch), "a refused tell changes nothing")
+    raises(ValueError, lambda: opt.tell(batch, losses), "a second tell")
+    require(opt.nfev == len(batch), "a refused tell changes nothing")
 
 
 def check_invalid_losses(factory: Factory) -> None:
@@ -149,15 +150,15 @@ def check_invalid_losses(factory: Factory) -> None:
         losses[0] = (np.nan, np.inf, -np.inf)[i % 3]
         n_invalid += int(np.count_nonzero(~np.isfinite(losses)))
         opt.tell(batch, losses)
-    _require(opt.result.n_invalid == n_invalid, "invalid losses are counted")
-    _require(not np.isneginf(opt.result.fun), "minus infinity is not the best loss")
-    _require(bool(np.isfinite(opt.ask().x).all()), "candidates stay finite")
+    require(opt.result.n_invalid == n_invalid, "invalid losses are counted")
+    require(not np.isneginf(opt.result.fun), "minus infinity is not the best loss")
+    require(bool(np.isfinite(opt.ask().x).all()), "candidates stay finite")
 
 
 def check_best(factory: Factory) -> None:
     """The result holds the best candidate told, and `reset_best` forgets it."""
     opt = factory(0)
-    _require(opt.result.fun == np.inf and bool(np.isnan(opt.result.x).all()), "nothing known yet")
+    require(opt.result.fun == np.inf and bool(np.isnan(opt.result.x).all()), "nothing known yet")
     best_x, best = np.full(opt.dim, np.nan), np.inf
     nfev = 0
     for _ in range(N_BATCHES):
@@ -168,16 +169,16 @@ def check_best(factory: Factory) -> None:
         opt.tell(batch, losses)
         nfev += len(batch)
         result = opt.result
-        _require(result.fun == best, "fun is the lowest loss told")
-        _require(np.array_equal(result.x, best_x), "x is its candidate")
-        _require(result.nfev == nfev and result.n_invalid == 0, "evaluations are counted")
-    _require(opt.nit >= 1, "generations are counted")
+        require(result.fun == best, "fun is the lowest loss told")
+        require(np.array_equal(result.x, best_x), "x is its candidate")
+        require(result.nfev == nfev and result.n_invalid == 0, "evaluations are counted")
+    require(opt.nit >= 1, "generations are counted")
     opt.reset_best()
-    _require(opt.result.fun == np.inf and opt.result.nfev == nfev, "reset_best forgets the best")
+    require(opt.result.fun == np.inf and opt.result.nfev == nfev, "reset_best forgets the best")
     batch = opt.ask()
     losses = _sphere(batch.x) + 1e6
     opt.tell(batch, losses)
-    _require(opt.result.fun == losses.min(), "the best is taken from new losses only")
+    require(opt.result.fun == losses.min(), "the best is taken from new losses only")
 
 
 def check_budget(factory: Factory) -> None:
@@ -190,11 +191,11 @@ def check_budget(factory: Factory) -> None:
             batch = opt.ask()
             asked += len(batch)
             opt.tell(batch, _sphere(batch.x))
-            _require(asked <= budget, "no more than the budget is handed out")
+            require(asked <= budget, "no more than the budget is handed out")
         if asked == budget:  # not stopped by a reason of its own
-            _require(opt.stop()["budget"] == budget, 'stop says "budget"')
-            _require(opt.result.stop["budget"] == budget, "so does the result")
-            _raises(ValueError, opt.ask, "ask after the budget is spent")
+            require(opt.stop()["budget"] == budget, 'stop says "budget"')
+            require(opt.result.stop["budget"] == budget, "so does the result")
+            raises(ValueError, opt.ask, "ask after the budget is spent")
 
 
 def check_target(factory: Factory) -> None:
@@ -202,17 +203,17 @@ def check_target(factory: Factory) -> None:
     opt = factory(0)
     opt.target = -1.0
     batch = opt.ask()
-    _require("target" not in opt.stop(), "no target is reached before a tell")
+    require("target" not in opt.stop(), "no target is reached before a tell")
     opt.tell(batch, np.full(len(batch), -1.0))
-    _require(opt.stop()["target"] == -1.0, 'stop says "target"')
+    require(opt.stop()["target"] == -1.0, 'stop says "target"')
 
 
 def check_state(factory: Factory) -> None:
     """A state saved between ask and tell, through a file, continues bit for bit."""
     opt = factory(5)
     if not opt.supports_state:
-        _raises(NotImplementedError, opt.state_dict, "state_dict without supports_state")
-        _raises(NotImplementedError, lambda: opt.load_state_dict({}), "load_state_dict likewise")
+        raises(NotImplementedError, opt.state_dict, "state_dict without supports_state")
+        raises(NotImplementedError, lambda: opt.load_state_dict({}), "load_state_dict likewise")
         return
     for _ in range(N_BATCHES):
         batch = opt.ask()
@@ -223,21 +224,21 @@ def check_state(factory: Factory) -> None:
             path = Path(folder, "state.npz")
             save_state(path, opt.state_dict())
             copy.load_state_dict(load_state(path))
-        _require(np.array_equal(copy.ask().ids, batch.ids[told:]), "ids under way are restored")
+        require(np.array_equal(copy.ask().ids, batch.ids[told:]), "ids under way are restored")
         for o in (opt, copy):
             o.tell(batch[told:], _sphere(batch.x[told:]))
-        _require(np.array_equal(opt.ask().x, copy.ask().x), "the next candidates are the same")
+        require(np.array_equal(opt.ask().x, copy.ask().x), "the next candidates are the same")
         a, b = opt.result, copy.result
-        _require((a.fun, a.nfev, a.nit) == (b.fun, b.nfev, b.nit), "the result is the same")
-        _require(np.array_equal(a.x, b.x), "the result is the same")
-    _raises(ValueError, lambda: factory(0).load_state_dict({"format": -1}), "an unknown format")
+        require((a.fun, a.nfev, a.nit) == (b.fun, b.nfev, b.nit), "the result is the same")
+        require(np.array_equal(a.x, b.x), "the result is the same")
+    raises(ValueError, lambda: factory(0).load_state_dict({"format": -1}), "an unknown format")
 
 
 def check_foreign(factory: Factory) -> None:
     """Foreign points update the best, the newest loss of the best point holds, or are refused."""
     opt = factory(0)
     if not opt.accepts_foreign:
-        _raises(
+        raises(
             NotImplementedError,
             lambda: opt.tell_foreign(np.zeros(opt.dim), 0.0),
             "tell_foreign without accepts_foreign",
@@ -245,18 +246,18 @@ def check_foreign(factory: Factory) -> None:
         return
     point = opt.ask().x[0]  # surely within the bounds
     opt.tell_foreign(point, -5.0)
-    _require(opt.result.fun == -5.0 and opt.nfev == 0, "a foreign point can be the best")
-    _require(np.array_equal(opt.result.x, point), "a foreign point can be the best")
+    require(opt.result.fun == -5.0 and opt.nfev == 0, "a foreign point can be the best")
+    require(np.array_equal(opt.result.x, point), "a foreign point can be the best")
     opt.tell_foreign(point, -3.0)
-    _require(opt.result.fun == -3.0, "the newest loss of the best point holds")
+    require(opt.result.fun == -3.0, "the newest loss of the best point holds")
     opt.tell_foreign([point, point], [np.nan, np.inf])
-    _require(opt.result.fun == -3.0, "invalid foreign losses are ignored")
-    _raises(ValueError, lambda: opt.tell_foreign(point[:-1], 0.0), "a foreign point too short")
-    _raises(ValueError, lambda: opt.tell_foreign(point, [0.0, 1.0]), "two losses for one point")
+    require(opt.result.fun == -3.0, "invalid foreign losses are ignored")
+    raises(ValueError, lambda: opt.tell_foreign(point[:-1], 0.0), "a foreign point too short")
+    raises(ValueError, lambda: opt.tell_foreign(point, [0.0, 1.0]), "two losses for one point")
     for _ in range(N_BATCHES):
         batch = opt.ask()
         opt.tell(batch, _sphere(batch.x))
-    _require(opt.result.fun == -3.0, "the search goes on beside it")
+    require(opt.result.fun == -3.0, "the search goes on beside it")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -280,12 +281,14 @@ def _run(opt: Optimizer) -> FloatArray:
     return np.concatenate(seen)
 
 
-def _require(holds: bool, promise: str) -> None:
+def require(holds: bool, promise: str) -> None:
+    """Raise AssertionError unless a promise holds."""
     if not holds:
         raise AssertionError(f"promise not kept: {promise}")
 
 
-def _raises(error: type[Exception], call: Callable[[], Any], what: str) -> None:
+def raises(error: type[Exception], call: Callable[[], Any], what: str) -> None:
+    """Raise AssertionError unless a call raises the error that is promised."""
     try:
         call()
     except error:

@@ -5,21 +5,33 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-import numpy as np
-
-from dfo_core.adapters.foreign import is_from
+from dfo_core.adapters import native as ours
+from dfo_core.adapters.cmaes import CmaesOptimizer
+from dfo_core.adapters.evosax import EvosaxOptimizer
+from dfo_core.adapters.evotorch import EvotorchOptimizer
+from dfo_core.adapters.foreign import is_from, refuse
 from dfo_core.adapters.generic import AskTellOptimizer
 from dfo_core.adapters.nevergrad import NevergradOptimizer
+from dfo_core.adapters.optuna import OptunaOptimizer
 from dfo_core.adapters.pycma import PycmaOptimizer
-from dfo_core.bounds import Box, infer_dim
-from dfo_core.cma_parameters import Covariance
-from dfo_core.cmaes import CMAES
-from dfo_core.lotfwa import LoTFWA
+from dfo_core.bounds import infer_dim
 from dfo_core.optimizer import Optimizer
-from dfo_core.random_search import RandomSearch
-from dfo_core.validation import FloatArray, as_positive_int, as_vector
+from dfo_core.validation import as_positive_int
 
-NAMES = ("cma-es", "sep-cma-es", "lotfwa", "random", "pycma", "nevergrad:NAME")
+LIBRARIES: dict[str, Any] = {
+    "pycma": PycmaOptimizer,
+    "cmaes": CmaesOptimizer,
+    "nevergrad": NevergradOptimizer,
+    "optuna": OptunaOptimizer,
+    "evosax": EvosaxOptimizer,
+    "evotorch": EvotorchOptimizer,
+}
+NAMES = (
+    *ours.NAMES,
+    *("pycma", "cmaes", "cmaes:NAME"),
+    *("nevergrad:NAME", "optuna:NAME", "evosax:NAME", "evotorch:NAME"),
+)
+BUILT = "set it where that is built"
 
 
 def as_optimizer(
@@ -37,18 +49,30 @@ def as_optimizer(
 
     Args:
         obj: One of
-            a name: "cma-es", "sep-cma-es" (diagonal covariance), "lotfwa", "random", "pycma" or
-            "nevergrad:NAME" with any name of nevergrad's registry;
-            one of our optimizers, returned as it is;
-            a nevergrad optimizer class or configured optimizer, such as `ng.optimizers.OnePlusOne`;
-            an optimizer instance of nevergrad or pycma;
-            any object with `ask` and `tell`, see `AskTellOptimizer`;
-            a factory: a function f(dim, seed) that returns any of these objects.
+
+            - a name of ours: "cma-es", "sep-cma-es" (diagonal covariance), "lm-ma-es" (for
+              thousands of coordinates), "ipop-cma-es", "bipop-cma-es" (with restarts), "lotfwa",
+              "random", "quasi-random";
+            - a name of another library's: "pycma"; "cmaes" or "cmaes:SepCMA", "cmaes:CMAwM",
+              "cmaes:XNES", "cmaes:DXNESIC", "cmaes:MAPCMA"; "nevergrad:NAME" with any name of its
+              registry; "optuna:TPE", "optuna:CmaEs", "optuna:GP", "optuna:QMC", "optuna:Random",
+              "optuna:NSGAII"; "evosax:NAME" with any name of its table of algorithms;
+              "evotorch:cem", "evotorch:pgpe";
+            - an optimizer of ours, returned as it is;
+            - a nevergrad optimizer class or configured optimizer (`ng.optimizers.OnePlusOne`), an
+              optuna sampler or study;
+            - an optimizer instance of nevergrad, pycma, cmaes or evosax, a state of evotorch's
+              functional cem or pgpe;
+            - any object with `ask` and `tell`, see `AskTellOptimizer`;
+            - a factory: a function f(dim, seed) that returns any of these objects.
+
+            What each library can and cannot do is in its adapter's docstring.
         dim: Number of coordinates; needed where x0 and bounds do not say it.
         seed: Seed of the generator; for a factory it is handed on.
-        x0: (d,) start point. None: the middle of finite bounds, else zeros; "lotfwa" and bounded
-            "random" then start uniformly.
-        bounds: (lower, upper), each None, a number or (d,); "lotfwa" needs them.
+        x0: (d,) start point. None: the middle of finite bounds, else zeros; "lotfwa", bounded
+            "random" and "quasi-random", and optuna then have no start point.
+        bounds: (lower, upper), each None, a number or (d,); "lotfwa" and optuna need them, evosax
+            and evotorch know none.
         popsize: Candidates a generation; None for the optimizer's default.
         budget: Largest number of evaluations; set on an optimizer that exists already.
         sigma0: Initial standard deviation in the units of x. None: 0.3 times the width of the
@@ -60,109 +84,80 @@ def as_optimizer(
         The optimizer.
 
     Raises:
-        TypeError: If an object has no `ask` or no `tell`.
+        TypeError: If an object has no `ask` or no `tell`, or cannot be driven by them.
         ValueError: If a name is unknown, or an argument cannot have an effect because the object
-            is built already.
+            is built already or knows no such thing.
         ImportError: If a library is missing; says what to install.
     """
     arguments = {"x0": x0, "bounds": bounds, "popsize": popsize, "sigma0": sigma0, "seed": seed}
     limits: dict[str, Any] = {"budget": budget, "target": target}
     if isinstance(obj, str):
         return _from_name(obj, dim, arguments, limits)
-    if is_from("nevergrad", obj, "ConfiguredOptimizer") or _is_nevergrad_class(obj):
-        d = infer_dim(dim, x0, bounds)
-        return NevergradOptimizer.from_arguments(obj, dim=d, **arguments, **limits)
+    for kind in (NevergradOptimizer, OptunaOptimizer):
+        if kind.builds(obj):
+            d = infer_dim(dim, x0, bounds)
+            built: Optimizer = kind.from_arguments(obj, dim=d, **arguments, **limits)
+            return built
     if isinstance(obj, type) and hasattr(obj, "ask"):
         raise TypeError(f"{obj.__name__} is a class: pass an instance, or a function f(dim, seed)")
     if callable(obj) and not hasattr(obj, "ask"):
-        _refuse(arguments, "a factory", "x0", "bounds", "popsize", "sigma0")
+        del arguments["seed"]  # the factory's
+        refuse("a factory", BUILT, **arguments)
         d = infer_dim(dim, x0, bounds)
         return as_optimizer(obj(d, seed), dim=d, **limits)
-    return _from_object(obj, dim, arguments, limits)
+    opt = _from_object(obj, dim, arguments, limits)
+    if dim is not None and opt.dim != dim:
+        raise ValueError(f"{_name(obj)} has {opt.dim} coordinates; dim={dim} was asked for")
+    return opt
 
 
 def _from_name(
     name: str, dim: int | None, arguments: dict[str, Any], limits: dict[str, Any]
 ) -> Optimizer:
-    library, _, method = name.partition(":")
-    key = library.lower()
-    if key not in {known.partition(":")[0] for known in NAMES} or bool(method) != (
-        key == "nevergrad"
-    ):
+    key, _, method = name.partition(":")
+    key = key.lower()
+    if (f"{key}:NAME" if method else key) not in NAMES:
         close = difflib.get_close_matches(name.lower(), NAMES, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown optimizer {name!r}; known are {', '.join(NAMES)}.{hint}")
-    bounds, popsize, seed = (arguments[k] for k in ("bounds", "popsize", "seed"))
-    d = infer_dim(dim, arguments["x0"], bounds)
-    if key == "nevergrad":
-        return NevergradOptimizer.from_arguments(method, dim=d, **arguments, **limits)
-    common: dict[str, Any] = {"seed": seed, **limits}
-    if popsize is not None:
-        common["popsize"] = popsize
-    if key == "lotfwa":
-        if bounds is None:
-            raise ValueError('"lotfwa" needs bounds=(lower, upper)')
-        _refuse(arguments, '"lotfwa"', "sigma0")
-        return LoTFWA(bounds, arguments["x0"], dim=d, **common)
-    x0, sigma0 = _start(d, arguments["x0"], arguments["sigma0"], bounds)
-    if key == "random":
-        if bounds is None:
-            return RandomSearch(None, x0, sigma0=sigma0, **common)
-        return RandomSearch(bounds, arguments["x0"], dim=d, **common)
-    if key == "pycma":
-        return PycmaOptimizer.from_arguments(x0, sigma0, bounds=bounds, **common)
-    kind: Covariance = "diagonal" if key == "sep-cma-es" else "full"
-    return CMAES(x0, sigma0, bounds=bounds, covariance=kind, **common)
-
-
-def _start(dim: int, x0: Any, sigma0: float | None, bounds: Any) -> tuple[FloatArray, float]:
-    """The start point and step size where the caller left them open."""
-    box = None if bounds is None else Box.parse(bounds, dim)
-    finite = box is not None and box.is_finite
-    if x0 is not None:
-        mean = as_vector("x0", x0, dim)
-    elif box is not None and finite:
-        mean = (box.lower + box.upper) / 2
-    else:
-        mean = np.zeros(dim)
-    if sigma0 is None:
-        sigma0 = 0.3 * float(box.width.min()) if box is not None and finite else 1.0
-    return mean, sigma0
+    d = infer_dim(dim, arguments["x0"], arguments["bounds"])
+    if key in LIBRARIES:
+        named = {"method": method} if method else {}
+        opt: Optimizer = LIBRARIES[key].from_arguments(**named, dim=d, **arguments, **limits)
+        return opt
+    return ours.build_native(key, dim=d, **arguments, **limits)
 
 
 def _from_object(
     obj: Any, dim: int | None, arguments: dict[str, Any], limits: dict[str, Any]
 ) -> Optimizer:
-    opt: Optimizer
-    refused = ["x0", "bounds", "sigma0"]
-    who = f"an instance of {type(obj).__name__}"
+    """Wrap an instance; arguments that came too late for it are refused."""
+
+    def take(*names: str) -> dict[str, Any]:
+        left = {name: value for name, value in arguments.items() if name not in names}
+        refuse(_name(obj), BUILT, **left)
+        given = {name: arguments[name] for name in names if arguments[name] is not None}
+        return {**given, **limits}
+
     if is_from("nevergrad", obj, "Optimizer"):
-        _refuse(arguments, who, *refused, "popsize")
-        opt = NevergradOptimizer(obj, seed=arguments["seed"], **limits)
-    elif is_from("cma", obj, "CMAEvolutionStrategy"):
-        _refuse(arguments, who, *refused, "popsize", "seed")
-        opt = PycmaOptimizer(obj, **limits)
-    elif isinstance(obj, Optimizer):
-        _refuse(arguments, who, *refused, "popsize", "seed")
-        opt = obj
+        return NevergradOptimizer(obj, **take("seed"))
+    if is_from("cma", obj, "CMAEvolutionStrategy"):
+        return PycmaOptimizer(obj, **take())
+    if is_from("cmaes", obj):
+        return CmaesOptimizer(obj, **take("seed"))
+    if is_from("evosax", obj, "EvolutionaryAlgorithm"):
+        return EvosaxOptimizer(obj, **take("x0", "sigma0", "seed"))
+    if is_from("evotorch", obj):
+        return EvotorchOptimizer(obj, **take("popsize", "seed"))
+    if isinstance(obj, Optimizer):
+        take()
         if limits["budget"] is not None:
-            opt.budget = as_positive_int("budget", limits["budget"])
+            obj.budget = as_positive_int("budget", limits["budget"])
         if limits["target"] is not None:
-            opt.target = float(limits["target"])
-    else:
-        _refuse(arguments, who, *refused, "seed")
-        opt = AskTellOptimizer(obj, popsize=arguments["popsize"], dim=dim, **limits)
-    if dim is not None and opt.dim != dim:
-        raise ValueError(f"{who} has {opt.dim} coordinates; dim={dim} was asked for")
-    return opt
+            obj.target = float(limits["target"])
+        return obj
+    return AskTellOptimizer(obj, dim=dim, **take("popsize"))
 
 
-def _is_nevergrad_class(obj: Any) -> bool:
-    return isinstance(obj, type) and obj.__module__.split(".")[0] == "nevergrad"
-
-
-def _refuse(arguments: dict[str, Any], who: str, *names: str) -> None:
-    """Raise ValueError if an argument is given that would be ignored."""
-    for name in names:
-        if arguments[name] is not None:
-            raise ValueError(f"{name} has no effect on {who}; set it where that is built")
+def _name(obj: Any) -> str:
+    return f"an instance of {type(obj).__name__}"

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from dfo_core.adapters.foreign import ForeignOptimizer, require
+from dfo_core.adapters.foreign import ForeignOptimizer, is_from, require_known
 from dfo_core.bounds import Box
+from dfo_core.libraries import require
 from dfo_core.validation import FloatArray, as_positive_float, as_positive_int, as_vector
 
 
 class NevergradOptimizer(ForeignOptimizer):
     """A nevergrad optimizer instance over an `ng.p.Array`.
 
-    A batch has `num_workers` candidates; if nevergrad's choice is its wrapper of pycma, it has the
-    inner strategy's population size, since that wrapper silently drops a generation whose points
-    it did not get in that number.
+    A batch has `num_workers` candidates; if nevergrad's choice is its wrapper of pycma, or builds
+    upon that, it has the inner strategy's population size, since that wrapper silently drops a
+    generation whose points it did not get in that number. Nevergrad's chains and portfolios
+    (`ChainCMAPowell`, `BAR`, `Carola3`, ...) hand each inner method only some of the points, and
+    with `num_workers` above 1 drop generations by themselves now and then; as they have no
+    population to go by, leave it at 1 there.
 
     Args:
         optimizer: The instance. Its budget is its own plan; `budget` here is what is enforced.
@@ -56,6 +59,12 @@ class NevergradOptimizer(ForeignOptimizer):
         with _as_global_state(self._private):
             self.popsize = _batch_size(optimizer)
 
+    @staticmethod
+    def builds(obj: Any) -> bool:
+        """Whether `from_arguments` takes it: nevergrad's optimizer classes and configured ones."""
+        is_class = isinstance(obj, type) and obj.__module__.split(".")[0] == "nevergrad"
+        return is_class or is_from("nevergrad", obj, "ConfiguredOptimizer")
+
     @classmethod
     def from_arguments(
         cls,
@@ -80,7 +89,9 @@ class NevergradOptimizer(ForeignOptimizer):
             sigma0: Standard deviation of the first steps; None for nevergrad's own choice.
             bounds: (lower, upper) or None.
             popsize: nevergrad's `num_workers`: candidates asked for together; None for 1, which
-                suits every method.
+                suits every method. Only a wish, for nevergrad as well: methods that cannot be
+                asked in parallel stay at 1, and those upon CMA at its population size (see the
+                class), which is at least this.
             seed: Seed of the parametrization's random state.
             budget: Largest number of evaluations; many of nevergrad's methods plan with it.
             target: Loss at which to stop.
@@ -97,13 +108,17 @@ class NevergradOptimizer(ForeignOptimizer):
         # Nevergrad draws from the global state when it is imported and where it builds bounds too.
         with _as_global_state(_random_state(rng)):
             ng = require("nevergrad", "nevergrad", "a nevergrad optimizer")
-            build = _registered(ng, method) if isinstance(method, str) else method
+            if isinstance(method, str):
+                registry = ng.optimizers.registry
+                where = "ng.optimizers.registry lists all of them"
+                require_known("nevergrad", method, list(registry), where)
+                method = registry[method]
             array = _array(ng, dim, x0, sigma0, bounds)
             array.random_state = _random_state(rng)
             workers = 1 if popsize is None else as_positive_int("popsize", popsize)
-            if getattr(build, "no_parallelization", False):
+            if getattr(method, "no_parallelization", False):
                 workers = 1
-            optimizer = build(array, budget=budget, num_workers=workers)
+            optimizer = method(array, budget=budget, num_workers=workers)
         try:
             return cls(optimizer, seed=rng, budget=budget, target=target)
         except AssertionError as error:
@@ -126,12 +141,15 @@ class NevergradOptimizer(ForeignOptimizer):
 
 def _batch_size(optimizer: Any) -> int:
     """How many candidates to ask for at a time."""
-    inner, last = optimizer, None
-    while inner is not last:
-        # "optim": what NGOpt and its like chose; "_optimizer": what a rescaled one wraps.
-        last, inner = inner, getattr(inner, "optim", getattr(inner, "_optimizer", inner))
-    es = getattr(inner, "es", None)
-    return int(getattr(es, "popsize", optimizer.num_workers))
+    inner = optimizer
+    while inner is not None:
+        es = getattr(inner, "es", None)
+        if es is not None:
+            return int(es.popsize)
+        # What NGOpt and its like chose; what a metamodel is built upon; what a rescaled one wraps.
+        wrapped = (getattr(inner, name, None) for name in ("optim", "_optim", "_optimizer"))
+        inner = next((each for each in wrapped if each is not None and each is not inner), None)
+    return int(optimizer.num_workers)
 
 
 def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any:
@@ -146,17 +164,6 @@ def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any
     if sigma0 is not None:
         array.set_mutation(sigma=as_positive_float("sigma0", sigma0))
     return array
-
-
-def _registered(ng: Any, name: str) -> Any:
-    registry = ng.optimizers.registry
-    if name not in registry:
-        close = difflib.get_close_matches(name, list(registry), n=3, cutoff=0.5)
-        hint = f"; close ones are {', '.join(close)}" if close else ""
-        raise ValueError(
-            f"nevergrad has no optimizer {name!r}{hint}. ng.optimizers.registry lists all of them"
-        )
-    return registry[name]
 
 
 def _random_state(rng: np.random.Generator) -> np.random.RandomState:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dfo_core.adapters.foreign import ForeignOptimizer, require
-from dfo_core.bounds import Box
-from dfo_core.validation import FloatArray, as_positive_float, as_vector
+from dfo_core.adapters.foreign import ForeignOptimizer
+from dfo_core.adapters.start import start
+from dfo_core.libraries import require
+from dfo_core.validation import FloatArray, as_positive_int
 
 
 class PycmaOptimizer(ForeignOptimizer):
@@ -29,9 +30,10 @@ class PycmaOptimizer(ForeignOptimizer):
     @classmethod
     def from_arguments(
         cls,
-        x0: Any,
-        sigma0: float = 1.0,
         *,
+        dim: int,
+        x0: Any = None,
+        sigma0: float | None = None,
         bounds: Any = None,
         popsize: int | None = None,
         seed: Any = None,
@@ -41,8 +43,9 @@ class PycmaOptimizer(ForeignOptimizer):
         """Build the strategy too, drawing from a generator of its own.
 
         Args:
-            x0: (d,) initial mean.
-            sigma0: Initial step size.
+            dim: Number of coordinates d.
+            x0: (d,) initial mean; None for the middle of finite bounds, else zeros.
+            sigma0: Initial step size; None for 0.3 times the narrowest finite bound, else 1.
             bounds: (lower, upper) or None.
             popsize: Population size; None for pycma's default.
             seed: Seed of the generator.
@@ -54,9 +57,10 @@ class PycmaOptimizer(ForeignOptimizer):
 
         Raises:
             ImportError: If pycma is not installed.
+            ValueError: If an argument has the wrong shape or value.
         """
         cma = require("cma", "cma", 'the optimizer "pycma"')
-        mean = as_vector("x0", x0)
+        mean, step, box = start(dim, x0, sigma0, bounds)
         rng = np.random.default_rng(seed)
         options: dict[str, Any] = {
             "randn": lambda *shape: rng.standard_normal(shape),
@@ -65,12 +69,10 @@ class PycmaOptimizer(ForeignOptimizer):
             "verb_log": 0,
         }
         if popsize is not None:
-            options["popsize"] = popsize
-        if bounds is not None:
-            box = Box.parse(bounds, mean.size)
-            box.require_inside("x0", mean)
+            options["popsize"] = as_positive_int("popsize", popsize, minimum=2)
+        if box is not None:
             options["bounds"] = [box.lower.tolist(), box.upper.tolist()]
-        es = cma.CMAEvolutionStrategy(mean, as_positive_float("sigma0", sigma0), options)
+        es = cma.CMAEvolutionStrategy(mean, step, options)
         adapter = cls(es, budget=budget, target=target)
         adapter.rng = rng
         return adapter

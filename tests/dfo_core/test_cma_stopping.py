@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from dfo_core import CMAES
+from dfo_core.cma_stopping import StoppingCriteria
+from dfo_core.covariance import DiagonalCovariance
 
 
 def run(fun, generations=4000, x0=None, sigma0=1.0, **kwargs):
@@ -23,7 +25,7 @@ def sphere(x):
 def only(**option):
     """All criteria off but one."""
     off = dict.fromkeys(("tolfun", "tolfunhist", "tolx", "tolfacupx", "tolupsigma"))
-    off |= dict.fromkeys(("tolflatfitness", "tolconditioncov", "maxiter"))
+    off |= dict.fromkeys(("tolflatfitness", "tolconditioncov", "maxiter", "tolxstagnation"))
     off |= dict.fromkeys(("noeffectaxis", "noeffectcoord", "tolstagnation"), False)
     return {**off, **option}
 
@@ -99,3 +101,46 @@ def test_a_flat_generation_is_forgiven_once():
     batch = opt.ask()
     opt.tell(batch, np.ones(len(batch)))
     assert opt.stop() == {"tolflatfitness": 1}
+
+
+def test_tolfunrel_is_relative_to_the_medians_gain():
+    def loss(x):
+        return sphere(x) + 100
+
+    opt = CMAES(np.full(4, 10.0), seed=0, stop_options=only(tolfunrel=1e-3))
+    medians = []
+    while not opt.stop():
+        batch = opt.ask()
+        losses = loss(batch.x)
+        medians.append(np.sort(losses)[len(losses) // 2])
+        opt.tell(batch, losses)
+        holds = np.ptp(losses) < 1e-3 * (medians[0] - min(medians))
+        assert bool(opt.stop()) == holds
+    assert opt.stop() == {"tolfunrel": 1e-3}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 3.0])
+def test_tolxstagnation_is_pycmas(scale):
+    """The same walk of the mean for pycma's class and ours."""
+    from cma.evolution_strategy import _StopTolXStagnation
+
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.standard_normal((400, 3)) * rng.random((400, 1)) ** 4 * scale, axis=0)
+    theirs = _StopTolXStagnation(walk[0]).set_params([1.0, 20, 0.1])
+    ours = StoppingCriteria(only(tolxstagnation=1.0), 3, 8, 1.0)
+    ours.observe(np.arange(8.0), walk[0])
+    stopped = []
+    for x in walk[1:]:
+        theirs.update(x)
+        ours.observe(np.arange(8.0), x)
+        holds = "tolxstagnation" in ours.reasons(1, x, 1.0, x, DiagonalCovariance(3))
+        assert holds == theirs.stop
+        stopped.append(holds)
+    assert any(stopped) == (scale < 1)
+
+
+def test_a_flat_mean_stops_a_search_whose_losses_are_noise():
+    noise = np.random.default_rng(0)
+    opt = run(lambda x: noise.random(len(x)), sigma0=1e-12, stop_options=only(tolxstagnation=1e-9))
+    assert opt.stop() == {"tolxstagnation": 1e-9}
+    assert opt.nit > 20

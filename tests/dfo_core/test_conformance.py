@@ -3,8 +3,29 @@
 import numpy as np
 import pytest
 
-from dfo_core import CMAES, LoTFWA, Optimizer, RandomSearch, testing
+from dfo_core import (
+    BIPOP,
+    CMAES,
+    IPOP,
+    LMMAES,
+    Averaged,
+    LoTFWA,
+    Optimizer,
+    QuasiRandom,
+    RandomSearch,
+    testing,
+)
 from dfo_core.testing import CHECKS, check_optimizer
+
+
+def eager(**kwargs):
+    """CMA-ES that restarts within a few batches."""
+    return CMAES(**kwargs, stop_options={"maxiter": 2})
+
+
+def fireworks(x0, sigma0, popsize, bounds, seed):
+    return LoTFWA(bounds, x0, popsize=popsize, generations=1, seed=seed)
+
 
 FACTORIES = {
     "cma-es": lambda seed: CMAES(np.zeros(5), 0.5, seed=seed),
@@ -12,14 +33,33 @@ FACTORIES = {
     "cma-es-bounded": lambda seed: CMAES(np.zeros(5), 0.5, seed=seed, bounds=(-1, 1)),
     "cma-es-lazy": lambda seed: CMAES(np.zeros(150), popsize=6, seed=seed),
     "cma-es-passive": lambda seed: CMAES(np.zeros(5), popsize=2, seed=seed, active=False),
+    "cma-es-resample": lambda seed: CMAES(
+        np.full(5, 0.9), 0.5, seed=seed, bounds=(-1, 1), bounds_handling="resample"
+    ),
+    "cma-es-mirrored": lambda seed: CMAES(np.zeros(5), popsize=7, seed=seed, mirrored=True),
+    "cma-es-elitist": lambda seed: CMAES(np.zeros(5), seed=seed, elitist=True),
     "sep-cma-es": lambda seed: CMAES(np.zeros(5), seed=seed, covariance="diagonal"),
+    "lm-ma-es": lambda seed: LMMAES(np.zeros(60), 0.5, seed=seed),
+    "lm-ma-es-small": lambda seed: LMMAES(
+        np.zeros(2), seed=seed, bounds=(-1, 1), mirrored=True, elitist=True
+    ),
+    "ipop": lambda seed: IPOP(eager, np.zeros(3), popsize=4, seed=seed),
+    "ipop-bounded": lambda seed: IPOP(LMMAES, bounds=(-1, 1), dim=3, seed=seed),
+    "bipop": lambda seed: BIPOP(eager, bounds=(-1, 1), dim=3, popsize=4, seed=seed),
+    "bipop-lotfwa": lambda seed: BIPOP(fireworks, bounds=(-1, 1), dim=3, popsize=6, seed=seed),
     "lotfwa": lambda seed: LoTFWA((-1, 1), dim=4, popsize=25, seed=seed),
     "lotfwa-5": lambda seed: LoTFWA((-1, 1), x0=np.zeros(4), popsize=5, seed=seed),
     "lotfwa-horizon": lambda seed: LoTFWA(
         (-1, 1), dim=4, popsize=12, fireworks=3, alpha=1.0, seed=seed, generations=30
     ),
+    "averaged": lambda seed: Averaged(CMAES(np.zeros(3), seed=seed, bounds=(-1, 1)), samples=2),
+    "averaged-ipop": lambda seed: Averaged(
+        IPOP(eager, np.zeros(3), popsize=4, seed=seed), samples=3
+    ),
     "random": lambda seed: RandomSearch((-1, 1), dim=4, popsize=3, seed=seed),
     "random-normal": lambda seed: RandomSearch(x0=np.zeros(3), seed=seed),
+    "sobol": lambda seed: QuasiRandom((-1, 1), dim=4, popsize=3, seed=seed),
+    "halton-normal": lambda seed: QuasiRandom(x0=np.zeros(3), sequence="halton", seed=seed),
 }
 
 

@@ -20,10 +20,10 @@ def step(opt, losses):
 class Textbook:
     """Li & Tan 2018, one firework after the other, one coordinate after the other."""
 
-    def __init__(self, lower, upper, d, popsize, mu, seed, fun, generations):
+    def __init__(self, lower, upper, d, popsize, mu, seed, fun, generations, alpha=0.0):
         self.rng = np.random.default_rng(seed)
         self.lower, self.upper, self.d, self.mu, self.fun = lower, upper, d, mu, fun
-        self.n_sparks = (popsize - mu) // mu
+        self.total, self.alpha = popsize - mu, alpha
         self.last = generations
         self.g = 0
         self.evaluated = []
@@ -46,19 +46,30 @@ class Textbook:
                     x[k] = self.rng.uniform(self.lower, self.upper)
         return points
 
+    def shares(self):
+        """rank^-alpha of all sparks, rounded by largest remainder, the better rank first."""
+        ranking = sorted(range(self.mu), key=lambda i: self.f[i])
+        whole = sum((r + 1) ** -self.alpha for r in range(self.mu))
+        quota = {i: self.total * (r + 1) ** -self.alpha / whole for r, i in enumerate(ranking)}
+        n = {i: int(quota[i]) for i in ranking}
+        for i in sorted(ranking, key=lambda i: n[i] - quota[i])[: self.total - sum(n.values())]:
+            n[i] += 1
+        return [n[i] for i in range(self.mu)]
+
     def generation(self):
-        sparks = []
+        sparks, n_sparks = [], self.shares()
         for i in range(self.mu):
-            for _ in range(self.n_sparks):
+            for _ in range(n_sparks[i]):
                 u = np.array([self.rng.uniform(-1, 1) for _ in range(self.d)])
                 sparks.append(self.X[i] + self.A[i] * u)
         sparks = self.mapped(sparks)
         losses = [self.evaluate(s) for s in sparks]
-        own = [slice(i * self.n_sparks, (i + 1) * self.n_sparks) for i in range(self.mu)]
+        ends = np.cumsum(n_sparks)
+        own = [slice(end - n, end) for end, n in zip(ends, n_sparks, strict=True)]
         guides = []
         for i in range(self.mu):
             ranked = [s for _, s in sorted(zip(losses[own[i]], sparks[own[i]], strict=True))]
-            k = max(1, int(0.2 * self.n_sparks))
+            k = max(1, int(0.2 * n_sparks[i]))
             top = sum(ranked[:k]) / k
             bottom = sum(ranked[-k:]) / k
             guides.append(self.X[i] + top - bottom)
@@ -103,6 +114,40 @@ def test_a_whole_run_is_the_papers(popsize, mu, seed):
     assert opt.nit == generations
     assert np.allclose(opt.places, book.X)
     assert np.allclose(opt.amplitudes, np.repeat(np.array(book.A)[:, None], d, axis=1))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_whole_run_with_the_power_law_is_the_papers(alpha):
+    opt = LoTFWA((-5, 3), dim=3, popsize=60, fireworks=4, alpha=alpha, generations=20, seed=1)
+    book = Textbook(-5, 3, 3, 60, 4, 1, rastrigin, 20, alpha)
+    for _ in range(20):
+        book.generation()
+    ours = []
+    while not opt.stop():
+        ours.append(step(opt, rastrigin))
+    assert np.allclose(np.concatenate(ours), book.evaluated[: opt.nfev], rtol=1e-12, atol=1e-12)
+    assert np.allclose(opt.places, book.X)
+    assert book.restarts > 0
+
+
+def test_a_guiding_spark_out_of_bounds_is_redrawn_within_them():
+    """At a corner, with the best sparks beyond the worst, every guiding vector points outside."""
+    redrawn = 0
+    for seed in range(30):
+        opt = LoTFWA((-1, 1), x0=[0.99, 0.0], popsize=5, amplitude0=0.5, seed=seed)
+        step(opt, [1.0])
+        sparks = step(opt, lambda x: -x[:, 0])
+        vector = sparks[sparks[:, 0].argmax()] - sparks[sparks[:, 0].argmin()]
+        guide = step(opt, [0.0])[0]
+        assert (abs(guide) <= 1).all()
+        if 0.99 + vector[0] > 1:
+            redrawn += 1
+            assert guide[0] != 1.0
+        else:
+            assert guide[0] == pytest.approx(0.99 + vector[0])
+        if abs(vector[1]) <= 1:  # a coordinate that is inside is left alone
+            assert guide[1] == pytest.approx(vector[1])
+    assert redrawn > 20
 
 
 def test_a_generation_by_hand():

@@ -1,8 +1,6 @@
 import itertools
-import threading
-import time
 import warnings
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy as np
@@ -62,37 +60,6 @@ def test_vectorized_threads_and_processes_give_the_same_numbers():
         assert (other.nfev, other.nit) == (plain.nfev, plain.nit)
 
 
-def test_threads_run_at_the_same_time():
-    together = threading.Barrier(4, timeout=5)
-
-    def fun(x):
-        together.wait()
-        return sphere(x)
-
-    with ThreadPoolExecutor(4) as pool:
-        result = minimize(fun, np.zeros(2), executor=pool, popsize=4, budget=8, seed=0)
-    assert result.n_errors == 0
-
-
-def test_any_executor_will_do():
-    class Reversed(Executor):
-        """Finishes calls late and in reverse, with futures of its own."""
-
-        def submit(self, fn, /, *args, **kwargs):
-            future = Future()
-
-            def work():
-                time.sleep(0.001 * np.random.default_rng(0).random())
-                future.set_result(fn(*args, **kwargs))
-
-            threading.Thread(target=work).start()
-            return future
-
-    plain = minimize(sphere, np.zeros(3), seed=0, budget=40)
-    other = minimize(sphere, np.zeros(3), seed=0, budget=40, executor=Reversed())
-    assert np.array_equal(plain.x, other.x)
-
-
 @pytest.mark.parametrize("pool", [None, ThreadPoolExecutor, ProcessPoolExecutor])
 def test_a_call_that_raises_costs_its_own_evaluation_only(pool):
     arguments = {"x0": np.full(3, 0.9), "sigma0": 0.5, "seed": 0, "budget": 400}
@@ -133,19 +100,6 @@ def test_an_array_of_one_number_is_a_number():
     assert minimize(lambda x: np.array([x @ x]), np.ones(2), budget=50, seed=0).fun < 2
 
 
-def test_a_broken_executor_is_raised():
-    from concurrent.futures.process import BrokenProcessPool
-
-    class Broken(Executor):
-        def submit(self, fn, /, *args, **kwargs):
-            future = Future()
-            future.set_exception(BrokenProcessPool("a worker died"))
-            return future
-
-    with pytest.raises(BrokenProcessPool):
-        minimize(sphere, np.zeros(2), executor=Broken())
-
-
 def test_callback_sees_each_batch_and_can_stop():
     seen = []
 
@@ -160,6 +114,49 @@ def test_callback_sees_each_batch_and_can_stop():
     assert [r.nit for r in seen] == [1, 2, 3, 4, 5]
     assert all(a.fun >= b.fun for a, b in itertools.pairwise(seen))
     assert not seen[0].stop
+
+
+@pytest.mark.parametrize("answer", [True, np.True_, 1])
+def test_a_callback_can_stop_by_returning_true(answer):
+    result = minimize(sphere, np.zeros(3), seed=0, callback=lambda r: answer if r.nit > 2 else None)
+    assert (result.nit, result.stop) == (3, {"callback": True})
+    assert result.message == "stopped by callback (True)"
+
+
+class Clock:
+    """A clock that each reading moves by a second."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_time_ends_a_run_after_what_has_started(monkeypatch, vectorized):
+    monkeypatch.setattr("time.monotonic", Clock())
+    fun = sphere if not vectorized else lambda x: ((x - 0.5) ** 2).sum(axis=1)
+    result = minimize(fun, np.zeros(3), seed=0, max_seconds=9.5, vectorized=vectorized, popsize=20)
+    assert result.stop == {"max_seconds": 9.5}
+    assert 0 < result.nfev <= 200
+    assert result.success
+    with pytest.raises(ValueError, match="max_seconds must be a finite number above zero"):
+        minimize(sphere, np.zeros(3), max_seconds=0)
+
+
+def test_a_run_cut_by_time_continues_to_the_same_numbers(monkeypatch, tmp_path):
+    arguments = {"x0": np.zeros(3), "seed": 0, "popsize": 8, "budget": 60}
+    whole = minimize(sphere, **arguments)
+    monkeypatch.setattr("time.monotonic", Clock())
+    n_runs, result = 0, None
+    while result is None or "budget" not in result.stop:
+        result = minimize(sphere, checkpoint=tmp_path / "run", max_seconds=5.5, **arguments)
+        n_runs += 1
+    assert n_runs > 5
+    assert np.array_equal(result.x, whole.x)
+    assert (result.fun, result.nfev, result.nit) == (whole.fun, whole.nfev, whole.nit)
 
 
 @pytest.mark.parametrize("method", ["cma-es", "sep-cma-es", "lotfwa", "random"])

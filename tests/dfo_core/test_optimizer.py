@@ -152,6 +152,58 @@ def test_state_refuses_what_does_not_fit(opt):
         opt.load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("shared", "_x", np.zeros((5, 3))),
+        ("shared", "_x", np.full((6, 3), np.nan)),
+        ("shared", "_x", [[0.0] * 3] * 6),
+        ("shared", "_told", np.zeros(6)),
+        ("shared", "_losses", np.zeros(5)),
+        ("shared", "_best_x", np.zeros(4)),
+        ("shared", "_best_fun", None),
+        ("shared", "_best_fun", np.nan),
+        ("shared", "_nfev", -1),
+        ("shared", "_nit", "many"),
+        ("shared", "_first_id", 0.5),
+        ("generator", "state", {"state": 1}),
+        ("generator", "bit_generator", None),
+    ],
+)
+def test_a_damaged_state_is_refused(opt, part, name, value):
+    opt.ask()
+    state = opt.state_dict()
+    state[part][name] = value
+    with pytest.raises(ValueError, match="state is damaged"):
+        Recorder().load_state_dict(state)
+    state = opt.state_dict()
+    del state[part][name]
+    with pytest.raises(ValueError, match="state is damaged"):
+        Recorder().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: CMAES(np.zeros(4), seed=0), lambda: LoTFWA((-1, 1), dim=4), lambda: Recorder(4)],
+)
+def test_a_state_without_one_of_the_algorithms_own_fields_is_refused(build):
+    state = build().state_dict()
+    for name in state["own"]:
+        own = {key: value for key, value in state["own"].items() if key != name}
+        with pytest.raises(ValueError, match="state is damaged"):
+            build().load_state_dict({**state, "own": own})
+
+
+def test_pending_counts_what_has_no_loss(opt):
+    assert opt.pending == 0
+    batch = opt.ask()
+    assert opt.pending == 6
+    opt.tell(batch[:2], [0.0, np.nan])
+    assert opt.pending == 4
+    opt.tell(opt.ask(), np.zeros(4))
+    assert opt.pending == 0
+
+
 def test_a_state_is_a_copy(opt):
     state = opt.state_dict()
     opt.tell(opt.ask(), np.arange(6.0))

@@ -1,5 +1,9 @@
 import json
+import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +31,9 @@ states = st.dictionaries(
 )
 
 
+NAMES = ["any.name", "state.json", "state.safetensors"]
+
+
 def same(a, b):
     if isinstance(a, np.ndarray):
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -37,22 +44,86 @@ def same(a, b):
     return type(a) is type(b) and (a == b or a != a)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
 @given(state=states)
-def test_round_trip_is_exact(state, tmp_path_factory):
-    path = tmp_path_factory.mktemp("state") / "any.name"
-    save_state(path, state)
-    assert same(state, load_state(path))
+def test_round_trip_is_exact(state, name, folder):
+    save_state(folder / name, state)
+    assert same(state, load_state(folder / name))
 
 
-def test_a_real_state_through_a_file_is_equal(tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_real_state_through_a_file_is_equal(tmp_path, name):
     opt = CMAES(np.zeros(30), popsize=6, seed=0)
     for _ in range(5):
         batch = opt.ask()
         opt.tell(batch, (batch.x**2).sum(axis=1))
     opt.ask()
-    save_state(tmp_path / "s.npz", opt.state_dict())
-    assert same(opt.state_dict(), load_state(tmp_path / "s.npz"))
+    save_state(tmp_path / name, opt.state_dict())
+    assert same(opt.state_dict(), load_state(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_altered_or_missing_byte_is_noticed(tmp_path, name):
+    path = tmp_path / name
+    state = {"x": np.arange(3.0), "told": np.array([True, False]), "nfev": 12, "kind": "CMAES"}
+    save_state(path, state)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        altered = bytearray(content)
+        altered[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(altered)
+        with suppress(ValueError):  # else it was a byte that means nothing, such as a zip's dates
+            assert same(load_state(path), state)
+    for length in range(0, len(content) - 1, 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is not a state file of dfo_core, or is damaged"):
+            load_state(path)
+
+
+def test_an_edited_state_is_refused(tmp_path):
+    path = tmp_path / "s.json"
+    save_state(path, {"nfev": 12, "x": np.arange(3.0)})
+    path.write_text(path.read_text().replace('"nfev": 12', '"nfev": 13'))
+    with pytest.raises(ValueError, match=r"s.json' .*its SHA-256 is another: it was altered"):
+        load_state(path)
+    with np.load(_saved(tmp_path / "s.npz"), allow_pickle=False) as file:
+        members = dict(file)
+    members["array0"] = members["array0"] + 1
+    np.savez(tmp_path / "s.npz", **members)
+    with pytest.raises(ValueError, match="its SHA-256 is another"):
+        load_state(tmp_path / "s.npz")
+
+
+def _saved(path):
+    save_state(path, {"x": np.arange(3.0)})
+    return path
+
+
+def test_safetensors_is_imported_only_for_its_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.delitem(sys.modules, "safetensors.numpy", raising=False)
+    save_state(tmp_path / "s.npz", {"a": 1})
+    for call in (lambda path: save_state(path, {"a": 1}), load_state):
+        (tmp_path / "s.safetensors").touch()
+        with pytest.raises(ImportError, match="pip install safetensors"):
+            call(tmp_path / "s.safetensors")
+
+
+def test_threads_that_save_to_one_file_leave_a_whole_one(tmp_path):
+    path = tmp_path / "s.npz"
+    with ThreadPoolExecutor(4) as pool:
+        states = [{"i": i, "x": np.full(1000, i)} for i in range(40)]
+        list(pool.map(partial(save_state, path), states))
+    state = load_state(path)
+    assert (state["x"] == state["i"]).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
 def test_the_file_is_arrays_and_json_and_nothing_is_left_beside_it(tmp_path):

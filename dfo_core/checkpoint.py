@@ -1,0 +1,70 @@
+"""The file from which `minimize` continues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfo_core.bounds import Box
+from dfo_core.evaluation import Objective
+from dfo_core.optimizer import Optimizer
+from dfo_core.serialization import load_state, save_state
+
+
+class Checkpoint:
+    """A file with the optimizer's state and the arguments of the run it belongs to.
+
+    Args:
+        path: The file.
+        arguments: What must be the same for a run to continue.
+    """
+
+    def __init__(self, path: Path, arguments: dict[str, Any]) -> None:
+        self._path = path
+        # As text, so that any argument can be compared; arrays in full and exactly.
+        self._arguments = {name: _describe(value) for name, value in arguments.items()}
+
+    def resume(self, opt: Optimizer, objective: Objective) -> None:
+        """Continue from the file if there is one.
+
+        Raises:
+            NotImplementedError: If the optimizer cannot be saved.
+            ValueError: If the file is of another run or not one of ours.
+        """
+        if not opt.supports_state:
+            opt.state_dict()  # raises, and says why
+        if not self._path.exists():
+            return
+        state = load_state(self._path)
+        missing = {"arguments", "objective", "optimizer"} - state.keys()
+        if missing:
+            raise ValueError(
+                f"{str(self._path)!r} is not a checkpoint of minimize: it lacks "
+                f"{', '.join(sorted(missing))}"
+            )
+        for name, ours in self._arguments.items():
+            theirs = state["arguments"].get(name)
+            if theirs != ours:
+                raise ValueError(
+                    f"checkpoint {str(self._path)!r} is of a run with {name}={theirs}, this call "
+                    f"has {name}={ours}: use the same arguments, another file, or delete this one"
+                )
+        opt.load_state_dict(state["optimizer"])
+        objective.set_state(state["objective"])
+
+    def write(self, opt: Optimizer, objective: Objective) -> None:
+        """Replace the file by one with the present state."""
+        state = {"arguments": self._arguments, "objective": objective.get_state()}
+        save_state(self._path, {**state, "optimizer": opt.state_dict()})
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "lb") and hasattr(value, "ub"):
+        value = (value.lb, value.ub)
+    if isinstance(value, Box):
+        value = (value.lower, value.upper)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return repr([_describe(item) for item in value])
+    return repr(value.item() if isinstance(value, np.generic) else value)
