@@ -1,0 +1,206 @@
+"""How much faster is population evaluation than a loop over candidates?
+
+All ways get the same candidates of one layer and must find the same losses. Ways that run the
+whole model for every candidate take the same time at every layer and are measured at the middle
+one; ours are averaged over evenly spaced layers, as a sweep visits all of them.
+
+    python benchmarks/population.py --data DIR       # SST-2 as JSON lines; else the demo's data
+    python benchmarks/population.py --model roberta-large --populations 20
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from common import RESULTS, console, run_cells, save_plot, write_report
+from matplotlib.figure import Figure
+from population_peers import CHUNK, OURS, WAYS, Problem
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from integrations import load_model, load_task
+from integrations.adapter import Adapter
+from integrations.architectures import describe
+from integrations.demo import demo_task
+from integrations.metrics import LOSSES
+from integrations.population import PopulationEvaluator
+from integrations.prompts import Encoder, Prompt
+from integrations.spaces import make_spaces
+
+# Shapes of models that need a Hub, with random weights: time does not depend on the values.
+SHAPES = {
+    "roberta-large": {
+        "model_type": "roberta", "vocab_size": 50265, "hidden_size": 1024,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+        "max_position_embeddings": 514,
+    },
+    "gpt2-large": {"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20},
+}  # fmt: skip
+TOLERANCE = 1e-4
+
+
+def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, list]:
+    """The model, prompts and deltas in place, and the search space of each layer."""
+    task = demo_task() if data is None else load_task("sst2", data)
+    train = task.train[:: len(task.train) // 32][:32]
+    if name in SHAPES:
+        settings = dict(SHAPES[name])
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        auto = AutoModelForMaskedLM if config.model_type == "roberta" else AutoModelForCausalLM
+        torch.manual_seed(0)
+        model, label_ids, pad_id = auto.from_config(config).eval(), (1000, 2000), 1
+        _, tokenizer = load_model("smollm2-135m")
+        arch = describe(model)
+        # Its own tokenizer is not there: SmolLM2's lengths, token ids within the vocabulary.
+        prompts = [
+            Prompt(tuple(i % 40000 for i in prompt.ids), prompt.answer, prompt.label)
+            for prompt in Encoder(task, tokenizer, "causal").encode(train)
+        ]
+    else:
+        model, tokenizer = load_model(name)
+        arch = describe(model)
+        encoder = Encoder(task, tokenizer, arch.kind)
+        prompts, label_ids, pad_id = encoder.encode(train), encoder.label_ids, encoder.pad_id
+    batches = PopulationEvaluator(
+        arch, prompts, label_ids, pad_id=pad_id, loss=LOSSES["ce"]
+    ).batches
+    spaces = make_spaces(arch, batches, rank=rank, dim=500, init="calibrated", std=None, seed=0)
+    adapter = Adapter(arch)
+    rng = np.random.default_rng(0)
+    for layer, space in enumerate(spaces):
+        adapter.place(layer, space.factors(0.5 * rng.normal(size=(1, 500)), "cpu", model.dtype))
+    return Problem(arch, prompts, label_ids, pad_id, adapter), spaces
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had since the last reset."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("no VmHWM in /proc/self/status")
+
+
+def main(
+    model: Annotated[str, typer.Option(help=f"smollm2-135m, {', '.join(SHAPES)}.")] = (
+        "smollm2-135m"
+    ),
+    data: Annotated[Path | None, typer.Option(help="Folder with SST-2.")] = None,
+    populations: Annotated[str, typer.Option(help="Separated by commas.")] = "5,20,64",
+    layers: Annotated[int, typer.Option(help="How many layers to average over.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Medians of so many.")] = 5,
+    ways: Annotated[str | None, typer.Option(help="Separated by commas; None for all.")] = None,
+    out: Path = RESULTS / "population",
+) -> None:
+    """Measure, and write a table, JSON and a chart."""
+    problem, spaces = make_problem(model, data)
+    sizes = [int(size) for size in populations.split(",")]
+    names = list(WAYS) if ways is None else ways.split(",")
+    count = len(spaces)
+    spread = np.linspace(0, count - 1, layers).round().astype(int).tolist()
+    expected: dict[tuple[int, int], np.ndarray] = {}
+
+    def run(way: str, population: int, layer: int, repeat: int, **_: str) -> dict:
+        rng = np.random.default_rng((layer, population))
+        z = rng.normal(size=(population, 500))
+        candidates = spaces[layer].factors(z, torch.device("cpu"), problem.arch.model.dtype)
+        evaluate = WAYS[way](problem, layer, candidates)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = peak_bytes()
+        start = time.perf_counter()
+        losses = evaluate()
+        seconds = time.perf_counter() - start
+        extra = peak_bytes() - before
+        reference = expected.setdefault((population, layer), losses)
+        np.testing.assert_allclose(losses, reference, atol=TOLERANCE)
+        return {"seconds": seconds, "extra_bytes": extra}
+
+    cells = [
+        {"model": model, "way": way, "population": size, "layer": layer, "repeat": repeat}
+        for repeat in range(repeats)
+        for size in sizes
+        for way in names
+        for layer in (spread if way in OURS else [spread[len(spread) // 2]])
+    ]
+    rows = run_cells(out / f"{model}.jsonl", cells, run)
+    results = summarize(rows, sizes, names)
+    show(results, sizes, model)
+    settings = {"layers": spread, "repeats": repeats, "chunk": CHUNK, "prompts": "SST-2, 32"}
+    write_report(out / f"{model}.json", ["torch", "transformers", "peft"], settings, results)
+    save_plot(chart(results, sizes, model), out / f"{model}.png")
+
+
+def summarize(rows: list[dict], sizes: list[int], names: list[str]) -> list[dict]:
+    """Median seconds over repeats, averaged over layers, and the ratio to the naive loop."""
+    results = []
+    for size in sizes:
+        for way in names:
+            mine = [
+                row for row in rows
+                if row["cell"]["way"] == way and row["cell"]["population"] == size
+            ]  # fmt: skip
+            errors = {row["error"] for row in mine if "error" in row}
+            by_layer: dict[int, list[float]] = {}
+            for row in mine:
+                if "error" not in row:
+                    by_layer.setdefault(row["cell"]["layer"], []).append(row["seconds"])
+            result = {"way": way, "population": size}
+            if errors:
+                result["error"] = errors.pop()
+            else:
+                result["seconds"] = statistics.fmean(map(statistics.median, by_layer.values()))
+                result["extra_bytes"] = max(row["extra_bytes"] for row in mine)
+            results.append(result)
+    naive = {r["population"]: r.get("seconds") for r in results if r["way"] == "naive loop"}
+    for result in results:
+        if result.get("seconds") and naive.get(result["population"]):
+            result["times_naive"] = naive[result["population"]] / result["seconds"]
+    return results
+
+
+def show(results: list[dict], sizes: list[int], model: str) -> None:
+    """Print the table."""
+    table = Table("", title=f"{model}: seconds a generation (times faster than naive; extra MB)")
+    for size in sizes:
+        table.add_column(f"population {size}", justify="right")
+    for way in dict.fromkeys(result["way"] for result in results):
+        cells = []
+        for size in sizes:
+            (r,) = (r for r in results if r["way"] == way and r["population"] == size)
+            if "error" in r:
+                cells.append(r["error"][:40])
+            else:
+                ratio = f"{r['times_naive']:.2f}" if "times_naive" in r else "-"
+                cells.append(f"{r['seconds']:.2f} ({ratio}; {r['extra_bytes'] / 1e6:.0f})")
+        table.add_row(way, *cells)
+    console.print(table)
+
+
+def chart(results: list[dict], sizes: list[int], model: str) -> Figure:
+    """Bars: how many times faster than the naive loop."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    ways = list(dict.fromkeys(r["way"] for r in results))[::-1]
+    height = 0.8 / len(sizes)
+    for i, size in enumerate(sizes):
+        found = {r["way"]: r.get("times_naive", 0) for r in results if r["population"] == size}
+        places = np.arange(len(ways)) + (len(sizes) / 2 - i - 0.5) * height
+        bars = axes.barh(places, [found[way] for way in ways], height, label=f"population {size}")
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+    axes.set_yticks(range(len(ways)), ways)
+    axes.axvline(1, color="black", lw=0.8)
+    axes.set_xlabel("times faster than the naive loop")
+    axes.set_title(f"{model}, one generation of one layer, mean over layers")
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    typer.run(main)
