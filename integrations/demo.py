@@ -8,7 +8,7 @@ from importlib.resources import as_file, files
 from integrations.tasks import Task, load_task
 
 SHOTS = 32
-DEMO_BUDGET = 200
+DEMO_BUDGET = 300
 """Evaluations that take about 5 minutes on 2 cores."""
 
 
