@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture, Target
+from integrations.batches import PromptBatch, make_batches
 from integrations.metrics import LOSSES
 from integrations.population import PopulationEvaluator, Speedups
-from integrations.prompts import Prompt, PromptBatch, make_batches
+from integrations.prompts import Prompt
 from lora_kernels import Factors
 
 Candidates = Mapping[str, Factors]
@@ -67,7 +68,7 @@ class Problem:
         """All prompts in one batch, padded to the longest."""
         device = self.arch.model.device
         (batch,) = make_batches(
-            self.prompts, self.pad_id, "masked", device, grouped=False, max_tokens=1 << 30
+            self.prompts, self.pad_id, "masked", device, layout="padded", max_tokens=1 << 30
         )
         return batch
 
@@ -281,7 +282,7 @@ def count(candidates: Candidates) -> int:
     return len(next(iter(candidates.values())))
 
 
-STEPS = ("prefix_cache", "shared_base", "answer_head", "length_groups")
+STEPS = ("prefix_cache", "shared_base", "answer_head", "no_padding")
 OURS: dict[str, Way] = {
     "ours": ours(Speedups()),
     **{f"ours without {step}": ours(Speedups(**{step: False})) for step in STEPS},

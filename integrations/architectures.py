@@ -36,9 +36,8 @@ class Family:
         targets: Path inside a layer of the projections q, k, v and o.
         head: Path of the module that turns last hidden states into logits. Its input is cut to
             the answer position.
-        mlp: Path inside a layer of the module that begins the feed-forward part, if what that
-            part computes for one position is added to a residual of the same rank: its input in
-            the last layer is then cut to the answer position too.
+        mlp: Paths inside a layer of the first and the last module of the feed-forward part, which
+            in the last layer runs at the answer position only.
         kind: Whether the model predicts the next token or a masked one.
         reserved_positions: Rows of the position table that no token gets.
     """
@@ -46,7 +45,7 @@ class Family:
     layers: str
     targets: dict[str, str | Fused]
     head: str
-    mlp: str | None = None
+    mlp: tuple[str, str] | None = None
     kind: Kind = "causal"
     reserved_positions: int = 0
 
@@ -59,7 +58,7 @@ _LLAMA = Family(
     layers="model.layers",
     targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
     head="lm_head",
-    mlp="mlp",
+    mlp=("mlp", "mlp"),
 )
 _BERT_TARGETS = _separate("attention", "self.query", "self.key", "self.value", "output.dense")
 
@@ -79,7 +78,7 @@ FAMILIES: dict[str, Family] = {
             "o": "attn.c_proj",
         },
         head="lm_head",
-        mlp="mlp",
+        mlp=("mlp", "mlp"),
     ),
     "opt": Family(
         layers="model.decoder.layers",
@@ -90,14 +89,14 @@ FAMILIES: dict[str, Family] = {
         layers="bert.encoder.layer",
         targets=_BERT_TARGETS,
         head="cls",
-        mlp="intermediate",
+        mlp=("intermediate", "output.dense"),
         kind="masked",
     ),
     "roberta": Family(
         layers="roberta.encoder.layer",
         targets=_BERT_TARGETS,
         head="lm_head",
-        mlp="intermediate",
+        mlp=("intermediate", "output.dense"),
         kind="masked",
         reserved_positions=2,
     ),
@@ -139,9 +138,10 @@ class Architecture:
         layers: The transformer layers, first to last.
         targets: For each layer, its targets by name.
         head: The module that turns hidden states into logits.
-        tail: Modules of the last layer that work position by position and whose output is added
-            to a residual; the answer position is all that is needed of them.
+        tail: First and last module of each part of the last layer that works position by position;
+            the answer position is all that is needed of them.
         output: The last linear layer of the head, one row a vocabulary entry.
+        first_position: What the model calls the place of a prompt's first token.
     """
 
     model: PreTrainedModel
@@ -149,8 +149,9 @@ class Architecture:
     layers: tuple[nn.Module, ...]
     targets: tuple[dict[str, Target], ...]
     head: nn.Module
-    tail: tuple[nn.Module, ...]
+    tail: tuple[tuple[nn.Module, nn.Module], ...]
     output: nn.Module
+    first_position: int
 
 
 def family_of(model_type: str) -> Family:
@@ -207,14 +208,16 @@ def describe(model: PreTrainedModel, targets: tuple[str, ...] = ("q", "v")) -> A
         head=head,
         tail=_tail(family, layers[-1]),
         output=output,
+        first_position=family.reserved_positions,
     )
 
 
-def _tail(family: Family, last: nn.Module) -> tuple[nn.Module, ...]:
+def _tail(family: Family, last: nn.Module) -> tuple[tuple[nn.Module, nn.Module], ...]:
     o = family.targets["o"]
-    if family.mlp is None or isinstance(o, Fused):
-        return ()
-    return last.get_submodule(o), last.get_submodule(family.mlp)
+    parts = [] if isinstance(o, Fused) else [(o, o)]
+    if family.mlp is not None:
+        parts.append(family.mlp)
+    return tuple((last.get_submodule(first), last.get_submodule(end)) for first, end in parts)
 
 
 def _target(name: str, layer: nn.Module, layer_path: str, place: str | Fused) -> Target:

@@ -7,7 +7,7 @@ A candidate differs from the deltas in place in one layer only. So, for the tune
 2. the inputs of layer l's projections are shared, so the frozen projections run once;
 3. the head runs at the answer position and for the label words only, and so do the last layer's
    output projection and feed-forward part at the answer position;
-4. prompts are batched by length, so that padding is nearly nothing;
+4. prompts lie end to end without padding (:mod:`integrations.packing`) or are batched by length;
 5. candidates run in blocks of a size that is measured at the start.
 
 The model's own code runs everything that is left: masks, rotary tables, norms and residuals.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,13 @@ from torch.nn import functional as F
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture, Target
+from integrations.batches import MOST_TOKENS, Layout, make_batches
+from integrations.memory import plan_memory
 from integrations.metrics import Loss
+from integrations.packing import can_pack
 from integrations.patches import Patches, add_delta
 from integrations.prefix import PrefixCache
-from integrations.prompts import Prompt, make_batches
+from integrations.prompts import Prompt
 from integrations.spaces import LayerFactors
 from lora_kernels import Factors, apply_deltas
 
@@ -45,14 +47,15 @@ class Speedups:
         shared_base: Run the tuned layer's frozen projections once for all candidates.
         answer_head: Run the head at the answer position, for the label words, and what follows
             the last layer's attention at the answer position.
-        length_groups: Batch prompts of like length.
+        no_padding: Pack prompts end to end on a CPU, where the model allows it, and batch prompts
+            of like length elsewhere; off, all are padded to the longest.
         blocks: Candidates in one forward pass: a number, or None to measure the best.
     """
 
     prefix_cache: bool = True
     shared_base: bool = True
     answer_head: bool = True
-    length_groups: bool = True
+    no_padding: bool = True
     blocks: int | None = None
 
 
@@ -70,7 +73,11 @@ class PopulationEvaluator:
         pad_id: Token that fills up shorter prompts.
         loss: Loss of label logits and labels.
         speedups: Which of the five steps to take (default all).
-        prefix_bytes: Most memory for kept hidden states (default 1 GiB).
+        memory_limit: Most bytes beyond the model's weights, for kept hidden states and what a
+            forward pass holds; None lets speed decide.
+
+    Raises:
+        UserError: If the memory limit is too little for the longest prompt.
     """
 
     def __init__(
@@ -82,7 +89,7 @@ class PopulationEvaluator:
         pad_id: int,
         loss: Loss,
         speedups: Speedups = FAST,
-        prefix_bytes: int = 1 << 30,
+        memory_limit: int | None = None,
     ) -> None:
         device = arch.model.device
         self.arch = arch
@@ -90,11 +97,27 @@ class PopulationEvaluator:
         self.speedups = speedups
         self.label_ids = torch.tensor(label_ids, device=device)
         self.labels = np.array([p.label for p in prompts])
+        plan = plan_memory(arch, prompts, memory_limit, all_logits=not speedups.answer_head)
+        layout = self._layout(max(len(prompt.ids) for prompt in prompts))
         self.batches = make_batches(
-            prompts, pad_id, arch.kind, device, grouped=speedups.length_groups
+            prompts,
+            pad_id,
+            arch.kind,
+            device,
+            layout=layout,
+            first_position=arch.first_position,
+            max_tokens=min(MOST_TOKENS[layout], plan.pass_tokens),
         )
         self.block_size = speedups.blocks
-        self._prefix = PrefixCache(arch, self.batches, prefix_bytes)
+        self._most_candidates = plan.pass_tokens // max(b.ids.numel() for b in self.batches)
+        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes)
+
+    def _layout(self, longest: int) -> Layout:
+        if not self.speedups.no_padding:
+            return "padded"
+        # A GPU would rather have few launches for many prompts than no padding.
+        on_cpu = self.arch.model.device.type == "cpu"
+        return "packed" if on_cpu and can_pack(self.arch.model, longest) else "grouped"
 
     @torch.inference_mode()
     def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
@@ -111,7 +134,7 @@ class PopulationEvaluator:
         count = len(next(iter(candidates.values())))
         if self.block_size is None and count > 1:
             self.block_size = self._measure_block_size(candidates, adapter)
-        size = self.block_size or 1
+        size = min(self.block_size or 1, self._most_candidates)
         shared = SharedBase()
         losses = torch.zeros(count, dtype=torch.float64)
         for start in range(0, count, size):
@@ -136,7 +159,7 @@ class PopulationEvaluator:
         out = np.empty((len(self.labels), len(self.label_ids)), dtype=np.float32)
         for number, batch in enumerate(self.batches):
             logits = self._logits(number, len(self.arch.layers), {}, adapter, SharedBase())
-            out[batch.rows.numpy()] = logits[0].cpu().numpy()
+            out[batch.order.numpy()] = logits[0].cpu().numpy()
             done += len(batch)
             if progress is not None:
                 progress(done, len(out))
@@ -169,30 +192,25 @@ class PopulationEvaluator:
                     patches,
                     [(self.arch.targets[layer][name], f) for name, f in block.items()],
                     shared.of(number) if share else None,
-                    len(batch),
+                    batch.rows,
                 )
-            answers = batch.answers.repeat(copies)
-            rows = torch.arange(len(answers), device=answers.device)
             if self.speedups.answer_head:
-                for module in (*self.arch.tail, self.arch.head):
-                    patches.before(module, partial(_at_answers, rows, answers))
+                for first, last in self.arch.tail:
+                    patches.before(first, batch.at_answers)
+                    patches.after(last, lambda _, y: batch.put_back(y))
+                patches.before(self.arch.head, batch.at_answers)
                 _keep_label_words(patches, self.arch.output, self.label_ids)
-            logits = self.arch.model(
-                input_ids=batch.ids.repeat(copies, 1),
-                attention_mask=None if batch.mask is None else batch.mask.repeat(copies, 1),
-                use_cache=False,
-            ).logits
-        if self.speedups.answer_head:
-            logits = logits[:, 0]
-        else:
-            logits = logits[rows, answers][:, self.label_ids]
+            logits = batch.run(self.arch.model, copies).logits
+        if not self.speedups.answer_head:
+            logits = batch.at_answers(logits)[..., self.label_ids]
         by_candidate: Tensor = logits.float().view(copies, len(batch), -1)
         return by_candidate
 
     def _measure_block_size(self, candidates: LayerFactors, adapter: Adapter) -> int:
         """Candidates a forward pass that take the least time each, at the middle layer.
 
-        A larger block has to win by a tenth, so that noise does not decide.
+        A larger block has to win by a tenth, so that noise does not decide; one that does not fit
+        into the device's memory has lost.
         """
         layer, number = len(self.arch.layers) // 2, len(self.batches) // 2
         fitting = {
@@ -203,9 +221,14 @@ class PopulationEvaluator:
         }
         best, best_time = 1, float("inf")
         size = 1
-        while size <= len(next(iter(fitting.values()))):
+        while size <= min(len(next(iter(fitting.values()))), self._most_candidates):
             block = {name: factors[:size] for name, factors in fitting.items()}
-            seconds = min(self._seconds(number, layer, block, adapter) for _ in range(2)) / size
+            try:
+                seconds = min(self._seconds(number, layer, block, adapter) for _ in range(2)) / size
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                break
             if seconds > 0.9 * best_time:
                 break
             best, best_time = size, seconds
@@ -235,7 +258,7 @@ class SharedBase:
         self._kept: dict[int, dict[nn.Module, tuple[Tensor, Tensor]]] = {}
 
     def of(self, number: int) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-        """What is kept for one batch: for each module its (N * T, width) input and output."""
+        """What is kept for one batch: for each module its (R * T, width) input and output."""
         return self._kept.setdefault(number, {})
 
 
@@ -251,7 +274,7 @@ def _tune_layer(
         patches: Where the changes are made.
         targets: The layer's targets with P candidates each.
         shared: Where shared inputs and outputs are kept; None computes them for every candidate.
-        rows: Prompts N a candidate; inputs are (P * N, T, h).
+        rows: Rows R of the batch; inputs are (P * R, T, h).
     """
     by_module: dict[nn.Module, list[tuple[Target, Factors]]] = {}
     for target, factors in targets:
@@ -291,15 +314,6 @@ def _shared_forward(
         return y.reshape(*x.shape[:-1], -1)
 
     return forward
-
-
-def _at_answers(rows: Tensor, answers: Tensor, x: Tensor) -> Tensor:
-    """The hidden states (N, 1, h) at the answer positions of x (N, T, h).
-
-    In the last layer the sum of a residual (N, T, h) and what becomes of this (N, 1, h) is right
-    at the answer positions, and nothing reads the others.
-    """
-    return x[rows, answers].unsqueeze(1)
 
 
 def _keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
+from integrations.batches import PromptBatch
 from integrations.patches import Patches
-from integrations.prompts import PromptBatch
 
 
 class _ReachedLayer(Exception):
@@ -89,7 +89,7 @@ class PrefixCache:
             for layer in range(start + 1, stop + 1):
                 patches.before(self.arch.layers[layer], keep(layer))
             with suppress(_ReachedLayer):
-                self.arch.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+                batch.run(self.arch.model)
         self._evict(number, stop)
 
     def _skip(self, patches: Patches, layer: int, states: Tensor) -> None:
@@ -102,12 +102,23 @@ class PrefixCache:
             patches.replace(skipped, hand_on)
 
     def _evict(self, number: int, keep: int) -> None:
-        """Drop states of the lowest layers until each batch has its share of the memory."""
+        """Drop states until each batch has its share of the memory.
+
+        First those that the fewest layers bring back: one layer from the next state below, where
+        a sweep kept them all, but all layers before the first that is tuned for the lowest. Of
+        equals the highest, as sweeps go on from the lower ones.
+        """
         states = self._states[number]
         size = states[keep][1].nbytes
         most = max(1, self.max_bytes // (size * len(self.batches)))
-        for layer in sorted(states.keys() - {keep})[: max(0, len(states) - most)]:
-            del states[layer]
+        while len(states) > most:
+            kept = sorted(states)
+            layers_back = {
+                layer: layer - below
+                for below, layer in zip([0, *kept], kept, strict=False)
+                if layer != keep
+            }
+            del states[min(layers_back, key=lambda layer: (layers_back[layer], -layer))]
 
 
 def _below(adapter: Adapter, layer: int) -> tuple[int, ...]:

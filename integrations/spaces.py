@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from integrations.architectures import Architecture, Target
+from integrations.batches import PromptBatch
 from integrations.errors import UserError, unknown
 from integrations.patches import Patches
-from integrations.prompts import PromptBatch
 from lora_kernels import Factors, Projection, SeededProjection, StoredProjection, project
 
 LayerFactors = Mapping[str, Factors]
@@ -165,16 +165,6 @@ def _linear_default(n: int, part_dim: int, seed: int, stream: int) -> StoredProj
     return StoredProjection(torch.from_numpy(weight))
 
 
-def _run(arch: Architecture, batch: PromptBatch) -> None:
-    arch.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-
-
-def _real(batch: PromptBatch, values: torch.Tensor) -> torch.Tensor:
-    """The rows of (N, T, width) that belong to real tokens."""
-    positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    return values[positions < batch.lengths[:, None]]
-
-
 @torch.inference_mode()
 def _measure_targets(
     arch: Architecture, batches: Sequence[PromptBatch]
@@ -193,7 +183,7 @@ def _measure_targets(
                     total: np.ndarray = total,
                     target: Target = target,
                 ) -> torch.Tensor:
-                    inputs, outputs = _real(current[-1], x), _real(current[-1], y)
+                    inputs, outputs = x[current[-1].real], y[current[-1].real]
                     outputs = outputs[:, slice(*target.columns)] if target.columns else outputs
                     total += (
                         inputs.float().square().sum().item(),
@@ -205,7 +195,7 @@ def _measure_targets(
                 patches.after(target.module, record)
         for batch in batches:
             current.append(batch)
-            _run(arch, batch)
+            batch.run(arch.model)
     return [
         {
             name: TargetScale(
@@ -227,13 +217,13 @@ def _measure_hidden(arch: Architecture, batches: Sequence[PromptBatch]) -> list[
         for index, layer in enumerate(arch.layers):
 
             def record(x: torch.Tensor, index: int = index) -> torch.Tensor:
-                states[index].append(_real(current[-1], x).float().flatten())
+                states[index].append(x[current[-1].real].float().flatten())
                 return x
 
             patches.before(layer, record)
         for batch in batches:
             current.append(batch)
-            _run(arch, batch)
+            batch.run(arch.model)
     # The authors' code takes the embedding matrix for the first layer.
     table: Any = arch.model.get_input_embeddings().weight
     embedding = table.float().flatten()

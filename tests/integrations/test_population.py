@@ -16,12 +16,13 @@ from tiny import (
     random_prompts,
 )
 
-from integrations import NAIVE, PopulationEvaluator, Speedups
+from integrations import NAIVE, PopulationEvaluator, Speedups, UserError
 from integrations.adapter import Adapter
 from integrations.architectures import describe
+from integrations.memory import bytes_per_token
 from integrations.metrics import cross_entropy, error_rate, hinge
 
-LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)  # grouped into several batches
+LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)
 
 
 def make_evaluator(arch, **settings):
@@ -37,7 +38,7 @@ STEPS = {
     "no prefix cache": Speedups(prefix_cache=False),
     "no shared base": Speedups(shared_base=False),
     "no answer head": Speedups(answer_head=False),
-    "no length groups": Speedups(length_groups=False),
+    "padding": Speedups(no_padding=False),
     "blocks of 1": Speedups(blocks=1),
     "blocks of 3": Speedups(blocks=3),
     "blocks of more than all": Speedups(blocks=100),
@@ -112,7 +113,7 @@ def test_which_token_pads_makes_no_difference(family):
     arch = describe(build_model(family))
     candidates, adapter = random_factors(arch, 2, 3, seed=1), random_adapter(arch)
     losses = [
-        make_evaluator(arch, pad_id=pad_id, speedups=Speedups(length_groups=False)).evaluate(
+        make_evaluator(arch, pad_id=pad_id, speedups=Speedups(no_padding=False)).evaluate(
             2, candidates, adapter
         )
         for pad_id in (0, PAD, 200)
@@ -128,7 +129,8 @@ def test_which_token_pads_makes_no_difference(family):
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_layers_in_any_order_between_changes_in_any_layer(family, prefix_bytes):
     arch = describe(build_model(family))
-    evaluator = make_evaluator(arch, prefix_bytes=prefix_bytes, speedups=Speedups(blocks=2))
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2))
+    evaluator._prefix.max_bytes = prefix_bytes
     adapter = Adapter(arch)
     rng = np.random.default_rng(0)
     for step in range(20):
@@ -164,11 +166,23 @@ def test_kept_states_stay_within_their_memory_but_for_those_in_use(order, kept):
     batches = make_evaluator(arch).batches
     state_bytes = [batch.ids.numel() * HIDDEN * 4 for batch in batches]
     prefix_bytes = kept * len(batches) * max(state_bytes)
-    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2), prefix_bytes=prefix_bytes)
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2))
+    evaluator._prefix.max_bytes = prefix_bytes
     for layer in order:
         evaluator.evaluate(layer, random_factors(arch, layer, 2), Adapter(arch))
         held = sum(x.nbytes for batch in evaluator._prefix._states for _, x in batch.values())
         assert held <= max(prefix_bytes, sum(state_bytes))
+
+
+def test_the_states_that_are_dearest_to_compute_anew_are_kept():
+    """Coming back to the first tuned layer after a sweep costs no pass through those before it."""
+    arch = describe(build_model("llama", num_hidden_layers=6))
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2))
+    (batch,) = evaluator.batches
+    evaluator._prefix.max_bytes = 2 * batch.ids.numel() * HIDDEN * 4
+    for layer in range(3, 6):
+        evaluator.evaluate(layer, random_factors(arch, layer, 2), Adapter(arch))
+    assert evaluator._prefix._states[0].keys() == {3, 5}
 
 
 def test_a_sweep_runs_each_frozen_layer_once_and_the_tuned_ones_for_each_block():
@@ -212,12 +226,14 @@ def test_logits_come_in_the_order_of_the_prompts(family, tuned):
 
 def test_progress_counts_prompts():
     arch = describe(build_model("llama"))
+    prompts = random_prompts(arch.kind, [60] * 40)
+    evaluator = PopulationEvaluator(arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
     told = []
-    make_evaluator(arch).logits(Adapter(arch), lambda done, of: told.append((done, of)))
+    evaluator.logits(Adapter(arch), lambda done, of: told.append((done, of)))
     assert len(told) > 1
     assert told == sorted(told)
-    assert {of for _, of in told} == {len(LENGTHS)}
-    assert told[-1][0] == len(LENGTHS)
+    assert {of for _, of in told} == {40}
+    assert told[-1][0] == 40
 
 
 def test_the_loss_in_place_is_that_of_the_only_candidate_who_is_in_place():
@@ -241,3 +257,40 @@ def test_prompts_as_long_as_the_model_can_take():
         )
         expected = label_logits(model, prompts)
         assert evaluator.logits(Adapter(arch)) == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", ["all on", "no answer head", "padding"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_a_memory_limit_cuts_batches_and_blocks_and_leaves_the_losses(family, steps):
+    arch = describe(build_model(family))
+    candidates, adapter = random_factors(arch, 1, 6, seed=1), random_adapter(arch)
+    expected = make_evaluator(arch, speedups=NAIVE).evaluate(1, candidates, adapter)
+    passes = []
+    arch.layers[2].register_forward_pre_hook(lambda _, args: passes.append(args[0].numel()))
+    widest = []
+    for limit in (None, 2_000_000, 200_000):
+        passes.clear()
+        evaluator = make_evaluator(arch, speedups=STEPS[steps], memory_limit=limit)
+        evaluator.block_size = 6
+        assert evaluator.evaluate(1, candidates, adapter) == pytest.approx(expected, abs=1e-5)
+        widest.append(max(passes))
+    assert widest == sorted(widest, reverse=True)
+    assert widest[0] > widest[-1]
+
+
+def test_bytes_per_token_are_what_the_widest_layer_returns():
+    """A llama layer: two norms, q, k, v, o, three parts of the MLP and its activation."""
+    arch = describe(build_model("llama"))
+    prompt = random_prompts("causal")[0]
+    heads, groups, hidden, inner = HIDDEN, HIDDEN // 2, HIDDEN, 64
+    floats = 2 * hidden + heads + 2 * groups + hidden + 2 * inner + inner + hidden
+    assert bytes_per_token(arch, prompt, all_logits=False) == 4 * floats
+
+
+def test_a_limit_below_the_longest_prompt_says_what_is_needed():
+    arch = describe(build_model("llama"))
+    with pytest.raises(UserError, match=r"memory_limit of 0\.0 MB is too little: .* take 0\.\d MB"):
+        make_evaluator(arch, memory_limit=5_000)

@@ -1,24 +1,10 @@
-"""Prompts: where the answer goes, which tokens label words are, what is cut, what is padded."""
-
-from itertools import product
+"""Prompts: where the answer goes, which tokens label words are, what is cut."""
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import PAD, build_model
+from tiny import build_model
 
 from integrations import Example, Task, UserError
-from integrations.prompts import (
-    BATCH_OVERHEAD_TOKENS,
-    Encoder,
-    Prompt,
-    group_by_length,
-    longest_prompt,
-    make_batches,
-)
-
-CPU = torch.device("cpu")
+from integrations.prompts import Encoder, longest_prompt
 
 
 def task_of(causal="{text} It was", masked="{text} It was {mask} .", words=("bad", "great")):
@@ -187,87 +173,3 @@ def test_a_pattern_that_is_too_long_itself_is_named(word_tokenizer):
 def test_prompts_fit_the_models_positions(family, positions, longest):
     model = build_model(family, max_position_embeddings=positions)
     assert longest_prompt(model) == longest
-
-
-# -- batches ---------------------------------------------------------------------------------------
-
-LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
-
-
-def cost(groups, lengths):
-    padded = sum(len(group) * max(lengths[i] for i in group) for group in groups)
-    return padded + BATCH_OVERHEAD_TOKENS * len(groups)
-
-
-@given(LENGTHS, st.integers(1, 400))
-@settings(deadline=None, derandomize=True)
-def test_groups_are_a_partition_within_the_limit(lengths, max_tokens):
-    groups = group_by_length(lengths, max_tokens)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        tokens = len(group) * max(lengths[i] for i in group)
-        assert tokens <= max_tokens or len(group) == 1
-
-
-@given(LENGTHS, st.integers(1, 400))
-@settings(deadline=None, derandomize=True)
-def test_no_cut_of_the_sorted_prompts_is_cheaper(lengths, max_tokens):
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    best = float("inf")
-    for cuts in product([False, True], repeat=len(lengths) - 1):
-        groups = [order[:1]]
-        for i, cut in zip(order[1:], cuts, strict=True):
-            if cut:
-                groups.append([i])
-            else:
-                groups[-1].append(i)
-        sizes = [(len(g) * max(lengths[i] for i in g), len(g)) for g in groups]
-        if all(tokens <= max_tokens or n == 1 for tokens, n in sizes):
-            best = min(best, cost(groups, lengths))
-    assert cost(group_by_length(lengths, max_tokens), lengths) == best
-
-
-def prompts_of(*lengths):
-    return [
-        Prompt(tuple(range(10, 10 + length)), answer=length - 1, label=i)
-        for i, length in enumerate(lengths)
-    ]
-
-
-@pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("kind", ["causal", "masked"])
-def test_prompts_are_padded_on_the_right(kind, grouped):
-    prompts = prompts_of(3, 90, 5, 4, 88)
-    batches = make_batches(prompts, PAD, kind, CPU, grouped=grouped)
-    assert len(batches) == (2 if grouped else 1)
-    seen = []
-    for batch in batches:
-        assert len(batch) == len(batch.rows)
-        for n, row in enumerate(batch.rows.tolist()):
-            length = len(prompts[row].ids)
-            assert tuple(batch.ids[n, :length].tolist()) == prompts[row].ids
-            assert (batch.ids[n, length:] == PAD).all()
-            assert batch.lengths[n] == length
-            assert (batch.answers[n], batch.labels[n]) == (prompts[row].answer, row)
-            if kind == "masked":
-                assert batch.mask[n].tolist() == [1] * length + [0] * (len(batch.mask[n]) - length)
-            seen.append(row)
-    assert sorted(seen) == list(range(5))
-
-
-def test_a_mask_is_there_only_where_it_changes_anything():
-    """A causal answer attends to nothing after it; prompts of one length have no padding."""
-    (mixed,) = make_batches(prompts_of(3, 4), PAD, "masked", CPU)
-    (equal,) = make_batches(prompts_of(4, 4), PAD, "masked", CPU)
-    (causal,) = make_batches(prompts_of(3, 4), PAD, "causal", CPU)
-    assert mixed.mask is not None
-    assert equal.mask is None
-    assert causal.mask is None
-
-
-@pytest.mark.parametrize("grouped", [True, False])
-def test_batches_hold_so_many_tokens_at_most(grouped):
-    batches = make_batches(
-        prompts_of(*[10] * 7), PAD, "causal", CPU, grouped=grouped, max_tokens=30
-    )
-    assert [len(batch) for batch in batches] in ([3, 3, 1], [1, 3, 3])

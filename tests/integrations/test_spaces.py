@@ -16,8 +16,8 @@ from tiny import (
 
 from integrations import PopulationEvaluator, UserError
 from integrations.architectures import describe
+from integrations.batches import make_batches
 from integrations.metrics import cross_entropy
-from integrations.prompts import make_batches
 from integrations.spaces import INIT_STD, make_spaces
 from lora_kernels import SeededProjection
 
@@ -81,16 +81,19 @@ def test_calibration_knows_what_the_default_strength_is():
 
 
 @pytest.mark.parametrize("family", ["llama", "bert"])
-def test_padding_is_not_measured(family):
-    """It has hidden states too, which mean nothing."""
+def test_the_layout_of_batches_makes_no_difference(family):
+    """Padding has hidden states too, which mean nothing."""
     arch = describe(build_model(family))
     prompts = random_prompts(arch.kind, MIXED)
     stds = []
-    for grouped in (True, False):
-        batches = make_batches(prompts, PAD, arch.kind, CPU, grouped=grouped)
+    for layout in ("packed", "grouped", "padded"):
+        batches = make_batches(
+            prompts, PAD, arch.kind, CPU, layout=layout, first_position=arch.first_position
+        )
         spaces = make_spaces(arch, batches, rank=2, dim=8, init="calibrated", std=None, seed=0)
         stds.append([p.std for s in spaces for pair in s.projections.values() for p in pair])
-    assert stds[0] == pytest.approx(stds[1], rel=1e-4)
+    assert stds[0] == pytest.approx(stds[2], rel=1e-4)
+    assert stds[1] == pytest.approx(stds[2], rel=1e-4)
 
 
 # -- the paper's and the code's --------------------------------------------------------------------
