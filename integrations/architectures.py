@@ -153,6 +153,11 @@ class Architecture:
     output: nn.Module
     first_position: int
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states between layers."""
+        return int(self.model.config.get_text_config().hidden_size)
+
 
 def family_of(model_type: str) -> Family:
     """The table's row for ``config.model_type``.

@@ -19,7 +19,7 @@ Layout = Literal["packed", "grouped", "padded"]
 """End to end in one row; a row each, with others of like length; a row each, all to the longest."""
 
 MOST_TOKENS: dict[Layout, int] = {"packed": 1024, "grouped": 4096, "padded": 4096}
-"""Tokens in a batch; packed ones are kept so few that a layer's activations stay in cache."""
+"""Tokens in a batch; past some hundreds, more of them in a row gain nothing on a CPU."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def plan_memory(
     if limit is None:
         return MemoryPlan(share, sys.maxsize)
     tokens = sum(len(prompt.ids) for prompt in prompts)
-    in_use = tokens * arch.model.get_input_embeddings().weight[:1].nbytes
+    in_use = tokens * arch.hidden_size * arch.model.dtype.itemsize
     prefix = max(in_use, min(share, limit // 2))
     token_bytes = bytes_per_token(arch, prompts[0], all_logits=all_logits)
     longest = max(len(prompt.ids) for prompt in prompts)

@@ -29,18 +29,18 @@ class Segment(NamedTuple):
 
     Attributes:
         start: Place of the first token in the row.
-        count: How many prompts.
+        prompts: How many.
         length: Tokens in each.
     """
 
     start: int
-    count: int
+    prompts: int
     length: int
 
     @property
     def stop(self) -> int:
         """Place after the last token."""
-        return self.start + self.count * self.length
+        return self.start + self.prompts * self.length
 
 
 def can_pack(model: PreTrainedModel, longest: int) -> bool:
@@ -98,9 +98,10 @@ def _attention(
 
 
 def _cut(x: Tensor, segment: Segment) -> Tensor:
-    """A segment's prompts out of (P, heads, T, d), (P * count, heads, length, d)."""
+    """A segment's prompts out of (P, heads, T, d), (P * prompts, heads, length, d)."""
     part = x[:, :, segment.start : segment.stop]
-    return part.unflatten(2, (segment.count, segment.length)).transpose(1, 2).flatten(0, 1)
+    apart = part.view(*part.shape[:2], segment.prompts, segment.length, -1)
+    return apart.transpose(1, 2).flatten(0, 1)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)

@@ -115,7 +115,7 @@ def test_packed_prompts_lie_end_to_end(lengths, max_tokens, first_position):
         starts = [
             segment.start + i * segment.length
             for segment in batch.segments
-            for i in range(segment.count)
+            for i in range(segment.prompts)
         ]
         assert len(starts) == len(batch)
         for n, (start, place) in enumerate(zip(starts, batch.order.tolist(), strict=True)):
