@@ -4,13 +4,14 @@ from integrations.errors import UserError
 from integrations.models import load_model
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
 from integrations.result import TuneResult
-from integrations.tasks import Example, Task, load_task
+from integrations.tasks import Example, Recipe, Task, load_task
 from integrations.tuning import tune
 
 __all__ = [
     "NAIVE",
     "Example",
     "PopulationEvaluator",
+    "Recipe",
     "Speedups",
     "Task",
     "TuneResult",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from integrations.adapter import Adapter
 from integrations.architectures import TARGETS, describe
 from integrations.demo import DEMO_BUDGET, demo_task
 from integrations.errors import UserError, unknown
-from integrations.metrics import LOSSES
+from integrations.metrics import LOSS_NAMES
 from integrations.models import DTYPES, load_model
 from integrations.peft_format import CONFIG, load_adapter
 from integrations.prompts import Encoder, longest_prompt
@@ -41,7 +42,10 @@ Model = Annotated[
 TaskName = Annotated[str, typer.Option(help=f"One of {', '.join(TASKS)}, or its Hub name.")]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Folder with train, test and possibly dev as .jsonl or .csv; else the Hub."),
+    typer.Option(
+        help="Folder with train, test and possibly dev as .jsonl or .csv, or one such file; else "
+        "the Hub."
+    ),
 ]
 Shots = Annotated[int, typer.Option(help="Training examples a class, and as many for dev.")]
 Seed = Annotated[int, typer.Option(help="All randomness comes from it.")]
@@ -56,7 +60,7 @@ TestLimit = Annotated[int | None, typer.Option(help="Score the first so many tes
 MaxLength = Annotated[int | None, typer.Option(help="Longest prompt in tokens; 512 by default.")]
 Dtype = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; by device if not given.")]
 Device = Annotated[str | None, typer.Option(help="Such as cuda:1; a GPU if there is one.")]
-Loss = Annotated[str, typer.Option(help=f"One of {', '.join(LOSSES)}.")]
+Loss = Annotated[str, typer.Option(help=f"One of {', '.join(LOSS_NAMES)}.")]
 
 
 @app.command()
@@ -102,7 +106,7 @@ def tune(
     overwrite: Annotated[bool, typer.Option(help="Replace an earlier run's files.")] = False,
 ) -> None:
     """Tune a model on a task; save a PEFT adapter, the history and a plot."""
-    name = f"{Path(model).name}-{task.replace('/', '-')}-{optimizer.replace(':', '-')}-seed{seed}"
+    name = re.sub("[/:]", "-", f"{Path(model).name}-{task}-{optimizer}-seed{seed}")
     folder = Path("runs") / name if out is None else out
     _require_free(folder, overwrite)
     data_task = load_task(
@@ -158,8 +162,8 @@ def evaluate(
     """Score a model on a task, with and without an adapter."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if loss not in LOSSES:
-        raise unknown("loss", loss, LOSSES)
+    if loss not in LOSS_NAMES:
+        raise unknown("loss", loss, LOSS_NAMES)
     data_task = load_task(
         task,
         data,

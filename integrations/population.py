@@ -71,7 +71,7 @@ class PopulationEvaluator:
         prompts: What the loss is computed on.
         label_ids: Token of each label word.
         pad_id: Token that fills up shorter prompts.
-        loss: Loss of label logits and labels.
+        loss: Loss of the label logits and labels of all prompts.
         speedups: Which of the five steps to take (default all).
         memory_limit: Most bytes beyond the model's weights, for kept hidden states and what a
             forward pass holds; None lets speed decide.
@@ -121,7 +121,7 @@ class PopulationEvaluator:
 
     @torch.inference_mode()
     def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
-        """Mean loss of each candidate for one layer, the others as they are in place.
+        """Loss of each candidate for one layer, the others as they are in place.
 
         Args:
             layer: Index of the layer whose deltas the candidates replace.
@@ -136,14 +136,14 @@ class PopulationEvaluator:
             self.block_size = self._measure_block_size(candidates, adapter)
         size = min(self.block_size or 1, self._most_candidates)
         shared = SharedBase()
-        losses = torch.zeros(count, dtype=torch.float64)
+        # Label logits are few, and a loss may look at all of them at once.
+        logits = torch.empty(count, len(self.labels), len(self.label_ids))
         for start in range(0, count, size):
             block = {name: factors[start : start + size] for name, factors in candidates.items()}
             for number, batch in enumerate(self.batches):
-                logits = self._logits(number, layer, block, adapter, shared)
-                per_example = self.loss(logits, batch.labels)
-                losses[start : start + size] += per_example.double().sum(dim=1).cpu()
-        return (losses / len(self.labels)).numpy()
+                found = self._logits(number, layer, block, adapter, shared)
+                logits[start : start + size, batch.order] = found.cpu()
+        return self.loss(logits, torch.from_numpy(self.labels)).numpy()
 
     @torch.inference_mode()
     def logits(
@@ -166,9 +166,9 @@ class PopulationEvaluator:
         return out
 
     def loss_in_place(self, adapter: Adapter) -> float:
-        """Mean loss with the deltas in place."""
+        """Loss with the deltas in place."""
         logits = torch.from_numpy(self.logits(adapter))
-        return float(self.loss(logits, torch.from_numpy(self.labels)).double().mean())
+        return float(self.loss(logits, torch.from_numpy(self.labels)))
 
     def _logits(
         self, number: int, layer: int, block: LayerFactors, adapter: Adapter, shared: SharedBase

@@ -9,9 +9,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import Kind, family_of
 from integrations.errors import UserError
-from integrations.tasks.task import MASK, Example, Task, pattern_fields
+from integrations.tasks.example import Example
+from integrations.tasks.task import MASK, Task, pattern_fields
 
 MAX_LENGTH = 512
+
+# Texts longer than these many characters a token of the prompt are cut before they are tokenized,
+# so that a book takes no longer than a page. Text in no language comes near it.
+CHARACTERS_PER_TOKEN = 32
 
 
 def longest_prompt(model: PreTrainedModel) -> int:
@@ -104,18 +109,26 @@ class Encoder:
         return ids.index(self.tokenizer.mask_token_id) if self.kind == "masked" else len(ids) - 1
 
     def _fit(self, fields: dict[str, str]) -> list[int]:
-        ids = self._ids(fields)
-        while len(ids) > self.max_length:
-            longest = max(fields, key=lambda name: len(fields[name]))
-            text = fields[longest]
-            # Cut in proportion to the excess, a little more each round, until the prompt fits.
-            keep = min(int(len(text) * self.max_length / len(ids)), len(text) - 1)
-            if keep <= 0:
-                raise UserError(
-                    f"the pattern {self.pattern!r} alone is longer than {self.max_length} tokens."
-                )
-            fields[longest] = text[:keep]
-            ids = self._ids(fields)
+        """Token ids of the filled pattern, the longest fields cut to as much as fits."""
+        limit = self.max_length * CHARACTERS_PER_TOKEN
+        ids = self._ids(_cut(fields, limit))
+        if len(ids) <= self.max_length:
+            return ids
+        # Bisect for how many characters a field may have: `least` fits, `most` does not.
+        least, most = 1, min(limit, max(map(len, fields.values())))
+        ids = self._ids(_cut(fields, least))
+        if len(ids) > self.max_length:
+            raise UserError(
+                f"the pattern {self.pattern!r} leaves no room for text in {self.max_length} "
+                "tokens; raise max_length."
+            )
+        while most - least > 1:
+            middle = (least + most) // 2
+            found = self._ids(_cut(fields, middle))
+            if len(found) <= self.max_length:
+                least, ids = middle, found
+            else:
+                most = middle
         return ids
 
     def _label_ids(self) -> tuple[int, ...]:
@@ -145,3 +158,11 @@ class Encoder:
 
     def _field_names(self) -> list[str]:
         return [name for name in pattern_fields(self.pattern) if name != MASK]
+
+
+def _cut(fields: dict[str, str], length: int) -> dict[str, str]:
+    """Fields of at most so many characters; shorter ones stay as they are."""
+    return {
+        name: text if len(text) <= length else text[:length].rstrip()
+        for name, text in fields.items()
+    }

@@ -9,7 +9,7 @@ import torch
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
-from integrations.metrics import LOSSES, METRICS
+from integrations.metrics import METRICS, make_loss
 from integrations.patches import evaluating
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder
@@ -22,7 +22,7 @@ class Score:
 
     Attributes:
         score: The task's metric, higher is better.
-        loss: Mean loss.
+        loss: The loss on all of them.
         examples: How many examples there were.
     """
 
@@ -38,7 +38,7 @@ class Scorer:
         arch: The frozen model.
         encoder: Makes prompts of the examples.
         examples: What is scored; at least one.
-        loss: Name in `integrations.metrics.LOSSES`.
+        loss: Name in `integrations.metrics.LOSS_NAMES`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Scorer:
     ) -> None:
         self.arch = arch
         self.metric = METRICS[encoder.task.metric]
-        self.loss = LOSSES[loss]
+        self.loss = make_loss(loss, encoder.task.metric)
         self.evaluator = PopulationEvaluator(
             arch,
             encoder.encode(examples),
@@ -67,5 +67,5 @@ class Scorer:
         with evaluating(self.arch.model):
             logits = self.evaluator.logits(adapter or Adapter(self.arch), progress)
         labels = self.evaluator.labels
-        loss = self.loss(torch.from_numpy(logits), torch.from_numpy(labels)).double().mean()
-        return Score(self.metric(logits.argmax(axis=1), labels), float(loss), len(labels))
+        loss = float(self.loss(torch.from_numpy(logits), torch.from_numpy(labels)))
+        return Score(float(self.metric(labels, logits.argmax(axis=1))), loss, len(labels))

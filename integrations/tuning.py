@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from integrations.architectures import describe
 from integrations.errors import UserError, unknown
 from integrations.history import DevScore, History
-from integrations.metrics import LOSSES, METRICS
+from integrations.metrics import LOSS_NAMES, make_loss
 from integrations.models import load_model
 from integrations.optimizers import make_optimizers, optimizer_name
 from integrations.patches import evaluating
@@ -104,8 +104,8 @@ def tune(
         budget: Candidates to evaluate, each on the whole training set.
         popsize: Candidates a generation; None for `optimizers.POPSIZES`.
         schedule: ``"generation-major"``, one generation a layer in turn, or ``"block"``.
-        loss: ``"ce"`` (cross-entropy over the label words), ``"hinge"`` (margin 2) or ``"error"``
-            (share of wrong answers).
+        loss: ``"ce"`` (cross-entropy over the label words), ``"hinge"`` (margin 2), ``"error"``
+            (share of wrong answers) or ``"metric"`` (minus the task's metric).
         init: How the projections are scaled: ``"calibrated"``, ``"paper"``, ``"reference-code"``
             or ``"normal"``; see `integrations.spaces.make_spaces`.
         init_std: The scale that `init` speaks of; None for `integrations.spaces.INIT_STD`.
@@ -140,8 +140,8 @@ def tune(
     dev_every = _whole("dev_every", dev_every, 1)
     patience = None if patience is None else _whole("patience", patience, 1)
     rank, dim, seed = _whole("rank", rank, 1), _whole("dim", dim, 1), _whole("seed", seed, 0)
-    if loss not in LOSSES:
-        raise unknown("loss", loss, LOSSES)
+    if loss not in LOSS_NAMES:
+        raise unknown("loss", loss, LOSS_NAMES)
     plan = make_schedule(schedule, chosen)
     optimizers = make_optimizers(optimizer, chosen, dim, seed, budget, popsize)
     if isinstance(task, str):
@@ -160,7 +160,7 @@ def tune(
             encoder.encode(task.train),
             encoder.label_ids,
             pad_id=encoder.pad_id,
-            loss=LOSSES[loss],
+            loss=make_loss(loss, task.metric),
             speedups=speedups,
         )
         spaces = make_spaces(
@@ -298,8 +298,6 @@ def _check_task(task: Task) -> None:
                 f"task {task.name!r} has no {split} examples; give it some with with_splits(), or "
                 "use load_task()."
             )
-    if task.metric not in METRICS:
-        raise unknown("metric", task.metric, METRICS)
 
 
 def _whole(name: str, value: Any, least: int) -> int:

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from integrations.errors import UserError
-from integrations.tasks.task import Example
 
 
 def draw_shots(
-    pool: Sequence[Example], shots: int, label_words: Sequence[str], seed: int, parts: int
-) -> list[list[Example]]:
+    labels: Sequence[int], shots: int, label_words: Sequence[str], seed: int, parts: int
+) -> list[list[int]]:
     """Draw disjoint sets of ``shots`` examples a class.
 
     Args:
-        pool: Examples to draw from.
+        labels: Labels of the examples to draw from; those without a label word are never drawn.
         shots: Examples a class in each set.
         label_words: One a class; says how many classes there are and names them in errors.
         seed: The same seed draws the same sets.
         parts: How many sets.
 
     Returns:
-        ``parts`` lists, each with ``shots`` examples of every class.
+        ``parts`` lists of indices into ``labels``, ``shots`` of every class in each.
 
     Raises:
         UserError: If a class has fewer than ``shots * parts`` examples.
@@ -31,9 +30,9 @@ def draw_shots(
     if shots < 1:
         raise UserError(f"shots must be at least 1 example a class; got {shots}.")
     rng = np.random.default_rng(seed)
-    drawn: list[list[Example]] = [[] for _ in range(parts)]
+    drawn: list[list[int]] = [[] for _ in range(parts)]
     for label, word in enumerate(label_words):
-        rows = [example for example in pool if example.label == label]
+        rows = np.flatnonzero(np.asarray(labels) == label)
         if len(rows) < shots * parts:
             use = "train and dev sets" if parts == 2 else "set"
             raise UserError(
@@ -42,6 +41,5 @@ def draw_shots(
             )
         order = rng.permutation(len(rows))
         for part in range(parts):
-            chosen = order[part * shots : (part + 1) * shots]
-            drawn[part].extend(rows[i] for i in chosen)
+            drawn[part].extend(rows[order[part * shots : (part + 1) * shots]].tolist())
     return drawn

@@ -20,7 +20,7 @@ from integrations import NAIVE, PopulationEvaluator, Speedups, UserError
 from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.memory import bytes_per_token
-from integrations.metrics import cross_entropy, error_rate, hinge
+from integrations.metrics import cross_entropy, error_rate, hinge, make_loss
 
 LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)
 
@@ -69,7 +69,7 @@ def test_each_step_on_or_off_gives_the_losses_of_peft(measured_by_peft, steps):
             assert losses == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", [hinge, error_rate])
+@pytest.mark.parametrize("loss", [hinge, error_rate, make_loss("metric", "macro_f1")])
 def test_steps_change_nothing_for_other_losses(loss):
     arch = describe(build_model("qwen2"))
     candidates, adapter = random_factors(arch, 1, 5, seed=1), random_adapter(arch)

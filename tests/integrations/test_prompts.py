@@ -4,7 +4,7 @@ import pytest
 from tiny import build_model
 
 from integrations import Example, Task, UserError
-from integrations.prompts import Encoder, longest_prompt
+from integrations.prompts import CHARACTERS_PER_TOKEN, Encoder, longest_prompt
 
 
 def task_of(causal="{text} It was", masked="{text} It was {mask} .", words=("bad", "great")):
@@ -155,6 +155,49 @@ def test_the_longest_of_several_fields_is_cut(word_tokenizer):
     assert 9 <= len(prompt.ids) <= 12
 
 
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_two_long_fields_are_cut_to_the_same_length(word_tokenizer, kind):
+    patterns = ("{text1} . {text2} It was", "{text1} . {mask} , {text2}")
+    encoder = Encoder(task_of(*patterns), word_tokenizer(kind), kind, max_length=25)
+    prompt = encode(encoder, text1="good " * 60, text2="poor " * 40)
+    found = tokens(encoder, prompt.ids)
+    assert len(found) <= 25
+    assert found[prompt.answer] == {"causal": "was", "masked": "[MASK]"}[kind]
+    assert min(found.count("good"), found.count("poor")) >= 8
+    assert abs(found.count("good") - found.count("poor")) <= 1
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_as_much_is_kept_as_fits(word_tokenizer, kind):
+    """Of words of one character, what a character more would not fit."""
+    for length in range(7, 20):
+        encoder = Encoder(task_of(), word_tokenizer(kind), kind, max_length=length)
+        assert len(encode(encoder, text="a " * 50).ids) == length
+
+
+def test_a_book_takes_no_longer_than_a_page(word_tokenizer):
+    encoder = Encoder(task_of(), word_tokenizer("causal"), "causal", max_length=20)
+    seen = []
+
+    class Counting:
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, text):
+            seen.append(len(text))
+            return self.tokenizer(text)
+
+    encoder.tokenizer = Counting(encoder.tokenizer)
+    prompt = encode(encoder, text="good film " * 100_000)
+    assert tokens(encoder, prompt.ids)[-2:] == ["It", "was"]
+    assert len(prompt.ids) == 20
+    assert max(seen) <= 20 * CHARACTERS_PER_TOKEN + len(" It was")
+    assert len(seen) <= 15
+
+
 def test_short_texts_are_not_cut(word_tokenizer):
     encoder = Encoder(task_of(), word_tokenizer("causal"), "causal", max_length=7)
     assert len(encode(encoder, text="a b c d").ids) == 7
@@ -162,7 +205,7 @@ def test_short_texts_are_not_cut(word_tokenizer):
 
 def test_a_pattern_that_is_too_long_itself_is_named(word_tokenizer):
     encoder = Encoder(task_of(), word_tokenizer("causal"), "causal", max_length=2)
-    with pytest.raises(UserError, match=r"'{text} It was' alone is longer than 2 tokens"):
+    with pytest.raises(UserError, match=r"'{text} It was' leaves no room for text in 2 tokens"):
         encode(encoder, text="good film")
 
 

@@ -17,6 +17,7 @@ from integrations.demo import demo_task
 from integrations.metrics import LOSSES
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder
+from integrations.tasks import TASKS
 
 
 @pytest.fixture
@@ -73,6 +74,17 @@ def real_model():
         return load_model(smollm2.NAME)
     except UserError as error:
         pytest.skip(f"the real model cannot be had here: {error}")
+
+
+@pytest.mark.slow
+def test_the_real_tokenizer_tells_all_label_words_apart(real_model):
+    """Some are of several tokens, such as dbpedia's Athlete and Album."""
+    _, tokenizer = real_model
+    for recipe in TASKS.values():
+        label_ids = Encoder(recipe.task, tokenizer, "causal").label_ids
+        for word, first in zip(recipe.task.label_words, label_ids, strict=True):
+            assert tokenizer(f"a {word}")["input_ids"][1] == first
+            assert f" {word}".startswith(tokenizer.decode([first]))
 
 
 @pytest.mark.slow

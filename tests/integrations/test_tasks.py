@@ -3,13 +3,15 @@
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 
 from integrations import Example, Task, UserError, load_task
-from integrations.tasks import TASKS
+from integrations.tasks import TASKS, Recipe
+from integrations.tasks.task import pattern_fields
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -162,6 +164,10 @@ def test_files_that_do_not_fit(tmp_path, files, message):
     [
         ("text,label\na,0\nb\n", r"train\.csv:3: no column 'label'"),
         ("text,label\n", r"train\.csv holds no examples"),
+        (
+            f"text,label\n{'a' * 200_000},0\n",
+            r"train\.csv is no CSV that .* \(field larger",
+        ),
         ("text;label\na;0\n", r"train\.csv:2: no column 'text'; it has \['text;label'\]"),
     ],
 )
@@ -205,7 +211,15 @@ def test_a_label_word_for_each_class(words):
         ({"label_words": ("one", " ")}, "needs a label word for each"),
         ({"patterns": {"masked": "{text} It was"}}, r"must hold {mask} exactly once"),
         ({"patterns": {"masked": "{mask} {text} {mask}"}}, r"must hold {mask} exactly once"),
+        ({"patterns": {"seq2seq": "{text} It was"}}, r"for seq2seq models must hold {mask} exact"),
         ({"patterns": {"causal": "{text} {mask}"}}, r"must end where .* hold no {mask}"),
+        ({"patterns": {"cause": "{text}"}}, "unknown kind of model 'cause'; did you mean 'causal'"),
+        ({"patterns": {"causal": "{text It was"}}, r"'{text It was' cannot be read .*; write {{"),
+        ({"patterns": {"causal": "{} It was"}}, r"{} is no field in '{} It was'"),
+        ({"patterns": {"causal": "{text} {label}"}}, r"{label} is no field in"),
+        ({"label_names": ("neg",)}, "has 2 label words but 1 label names"),
+        ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean 'accuracy'"),
+        ({"metric": "f1", "label_words": "abc"}, "'f1' is that of label 1 of two, but there are 3"),
         ({"train": [Example({"text": "a"}, 2)]}, "train example 0 has label 2, for which there"),
         ({"dev": [Example({"txt": "a"}, 0)]}, r"dev example 0 has no field 'text'.*\['txt'\]"),
     ],
@@ -216,46 +230,306 @@ def test_a_task_that_cannot_work_is_refused_when_it_is_made(settings, message):
         Task("toy", **settings)
 
 
+# -- a task of one's own ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tickets():
+    return Task(
+        name="tickets",
+        patterns={"causal": "{text}\nThis goes to"},
+        label_words=("sales", "support", "billing"),
+    )
+
+
+def queue(i):
+    return ("sales", "support", "billing")[i % 3]
+
+
+def test_a_task_and_one_csv(tmp_path, tickets):
+    """Train and dev are drawn from it, and what is left is the test set."""
+    rows = [{"message": f"m {i}", "queue": queue(i)} for i in range(21)]
+    write(tmp_path, ".csv", tickets=rows)
+    columns = {"text": "message", "label": "queue"}
+    task = load_task(tickets, tmp_path / "tickets.csv", columns=columns, shots=2)
+    assert len(task.train) == len(task.dev) == 6
+    assert len(task.test) == 9
+    everything = (*task.train, *task.dev, *task.test)
+    assert sorted(texts(everything)) == sorted(row["message"] for row in rows)
+    assert all(queue(int(e.fields["text"][2:])) == tickets.label_words[e.label] for e in everything)
+    assert texts(task.test) == sorted(texts(task.test), key=lambda text: int(text[2:]))
+    limited = load_task(tickets, str(tmp_path / "tickets.csv"), columns=columns, shots=2,
+                        test_limit=4)  # fmt: skip
+    assert limited.test == task.test[:4]
+
+
+def test_a_task_and_a_folder(tmp_path, tickets):
+    write(tmp_path, train=rows_of("a", 18, (0, 1, 2)), test=rows_of("c", 5, (2, 1)))
+    task = load_task(tickets, tmp_path, shots=3, label_words=("buy", "help", "pay"))
+    assert task.label_words == ("buy", "help", "pay")
+    assert [example.label for example in task.test] == [2, 1, 2, 1, 2]
+
+
+def test_what_the_data_calls_the_classes(tmp_path):
+    rows = [{"text": f"t {i}", "label": ("neg", "pos", "great", 0)[i % 4]} for i in range(16)]
+    write(tmp_path, reviews=rows)
+    task = Task("r", {"causal": "{text} It was"}, ("bad", "great"), label_names=("neg", "pos"))
+    task = load_task(task, tmp_path / "reviews.jsonl", shots=2)
+    label = {0: 0, 1: 1, 2: 1, 3: 0}
+    for example in task.train:
+        assert example.label == label[int(example.fields["text"][2:]) % 4]
+    write(tmp_path, reviews=[{"text": "t", "label": "good"}])
+    with pytest.raises(UserError, match=r"'good'.* one of \['bad', 'great'\] or of \['neg', 'pos'"):
+        load_task(task, tmp_path / "reviews.jsonl")
+
+
+def test_a_field_of_several_columns(tmp_path):
+    rows = [{"title": f"t {i}", "content": f"c {i}", "label": i % 14} for i in range(28)]
+    write(tmp_path, train=rows, test=rows[:1])
+    task = load_task("dbpedia", tmp_path, shots=1, columns={"text": ("title", "content")})
+    assert texts(task.test) == ["t 0 c 0"]
+    with pytest.raises(UserError, match=r"no column 'body'; it has .* column of 'text'"):
+        load_task("dbpedia", tmp_path, columns={"text": ("title", "body")})
+
+
+def test_what_is_no_task(tmp_path, tickets):
+    with pytest.raises(UserError, match=r"'tickets' is none of the built-in .* needs data="):
+        load_task(tickets)
+    with pytest.raises(UserError, match="must be a name, a Task or a Recipe; got dict"):
+        load_task({"name": "tickets"}, tmp_path)
+    (tmp_path / "tickets.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"tickets\.xlsx is neither JSON lines nor CSV"):
+        load_task(tickets, tmp_path / "tickets.xlsx")
+
+
+def test_one_file_has_to_hold_enough_for_train_and_dev(tmp_path, tickets):
+    write(tmp_path, tickets=rows_of("a", 9, (0, 1, 2)))
+    with pytest.raises(
+        UserError, match=r"class 0 \('sales'\) has 3 examples, but 2-shot train and"
+    ):
+        load_task(tickets, tmp_path / "tickets.jsonl", shots=2)
+
+
+# -- saved splits ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(pool, tmp_path):
+    """A task with odd texts, and the folder that it was saved to."""
+    task = load_task("sst2", pool, shots=5, seed=3, label_words=("poor", "fine"))
+    odd = Example({"text": 'naïve\r\n"x",\u2028 {mask} \U0001f600\ttab', "source": "web"}, 1)
+    task = replace(task.with_splits(task.train, task.dev, (*task.test, odd)), metric="f1")
+    return task, task.save(tmp_path / "saved" / "task")
+
+
+def test_a_saved_task_is_the_same_with_the_same_examples_in_the_same_order(saved):
+    task, folder = saved
+    assert Task.load(folder) == task
+    assert {path.name for path in folder.iterdir()} == {
+        "task.json",
+        "train.jsonl",
+        "dev.jsonl",
+        "test.jsonl",
+    }
+
+
+def test_saved_splits_are_not_drawn_anew(saved):
+    task, folder = saved
+    for settings in ({}, {"shots": 2}, {"seed": 9}, {"columns": {"text": "sentence"}}):
+        again = load_task("sst2", folder, **settings)
+        assert (again.train, again.dev, again.test) == (task.train, task.dev, task.test)
+        assert again.label_words == ("bad", "great")  # the first argument says what the task is
+    again = load_task("sst2", str(folder), label_words=("poor", "fine"), test_limit=2)
+    assert again == replace(task, metric="accuracy", test=task.test[:2])
+
+
+def test_a_save_replaces_an_earlier_one(saved):
+    task, folder = saved
+    other = task.with_splits(task.dev, (), ())
+    other.save(folder)
+    assert Task.load(folder) == other
+
+
+def test_saved_splits_of_another_task(saved):
+    with pytest.raises(UserError, match=r"train example 0 has no field 'text1', which the masked"):
+        load_task("rte", saved[1])
+
+
+def test_a_folder_that_was_not_saved_or_is_damaged(saved, pool):
+    with pytest.raises(UserError, match=r"holds no task\.json; Task\.save\(\) writes one"):
+        Task.load(pool)
+    _, folder = saved
+    (folder / "dev.jsonl").unlink()
+    with pytest.raises(UserError, match=r"has no dev\.jsonl; save the task again"):
+        Task.load(folder)
+    for text in ("{", "{}", '{"name": 1, "label_words": [], "label_names": [], "more": 0}'):
+        (folder / "task.json").write_text(text)
+        with pytest.raises(UserError, match=r"task\.json is not what Task\.save\(\) wrote"):
+            Task.load(folder)
+
+
 # -- the Hub ---------------------------------------------------------------------------------------
+
+PAIRS = ["sentence1", "sentence2"]
+DBPEDIA = [
+    *("Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder"),
+    *("MeanOfTransportation", "Building", "NaturalPlace", "Village", "Animal", "Plant", "Album"),
+    *("Film", "WrittenWork"),
+]
+# For each data set as it is on the Hub: text columns, names of the labels in their order, and
+# splits with the labels that occur in them.
+HUB = {
+    ("stanfordnlp/sst2",): (
+        ["sentence"],
+        ["negative", "positive"],
+        {"train": (0, 1), "validation": (0, 1), "test": (-1,)},
+    ),
+    ("fancyzhx/yelp_polarity",): (["text"], ["1", "2"], {"train": (0, 1), "test": (0, 1)}),
+    ("fancyzhx/ag_news",): (
+        ["text"],
+        ["World", "Sports", "Business", "Sci/Tech"],
+        {"train": range(4), "test": range(4)},
+    ),
+    ("fancyzhx/dbpedia_14",): (
+        ["title", "content"],
+        DBPEDIA,
+        {"train": range(14), "test": range(14)},
+    ),
+    ("nyu-mll/glue", "mrpc"): (
+        PAIRS,
+        ["not_equivalent", "equivalent"],
+        {"train": (0, 1), "validation": (0, 1), "test": (0, 1)},
+    ),
+    ("nyu-mll/glue", "rte"): (
+        PAIRS,
+        ["entailment", "not_entailment"],
+        {"train": (0, 1), "validation": (0, 1), "test": (-1,)},
+    ),
+    ("stanfordnlp/snli",): (
+        ["premise", "hypothesis"],
+        ["entailment", "neutral", "contradiction"],
+        {"train": (-1, 0, 1, 2), "validation": (-1, 0, 1, 2), "test": (0, 1, -1, 2)},
+    ),
+}
+# What the paper's authors answer with, for each label's name where the names say what they mean.
+MEANING = {
+    "sst2": {"negative": "bad", "positive": "great"},
+    "mrpc": {"not_equivalent": "No", "equivalent": "Yes"},
+    "rte": {"entailment": "Yes", "not_entailment": "No"},
+    "snli": {"entailment": "Yes", "neutral": "Maybe", "contradiction": "No"},
+    "agnews": {"World": "World", "Sports": "Sports", "Business": "Business", "Sci/Tech": "Tech"},
+}
+
+
+def hub_set(text_columns, label_names, splits):
+    """A small data set with the features of the real one."""
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in text_columns}
+        | {"label": datasets.ClassLabel(names=label_names), "idx": datasets.Value("int32")}
+    )
+    made = {}
+    for split, labels in splits.items():
+        rows = 8 * len(labels)
+        columns = {name: [f"{split} {name} {i}" for i in range(rows)] for name in text_columns}
+        columns |= {"label": [*labels] * 8, "idx": [*range(rows)]}
+        made[split] = datasets.Dataset.from_dict(columns, features=features)
+    return datasets.DatasetDict(made)
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Pretend data sets, by name: split -> rows."""
-    sets = {
-        "stanfordnlp/sst2": {
-            "train": [{"idx": i, "sentence": f"a {i}", "label": i % 2} for i in range(40)],
-            "validation": rows_of("v", 5, column="sentence"),
-            "test": rows_of("t", 5, labels=(-1,), column="sentence"),  # as on the Hub: unlabelled
-        },
-        "fancyzhx/ag_news": {
-            "train": rows_of("a", 80, labels=(0, 1, 2, 3)),
-            "test": rows_of("t", 6, labels=(0, 1, 2, 3)),
-        },
-    }
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: sets[name])
+    """The Hub, with small data sets of the real names, columns and labels."""
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name: hub_set(*HUB[name]))
 
 
-@pytest.mark.parametrize("name", ["sst2", "stanfordnlp/sst2"])
-def test_sst2_from_the_hub(hub, name):
+@pytest.mark.parametrize("name", TASKS)
+def test_built_in_tasks_load_from_the_hub(hub, name):
     task = load_task(name, shots=3)
-    assert task.name == "sst2"
-    assert Counter(example.label for example in task.train) == {0: 3, 1: 3}
-    assert all(list(example.fields) == ["text"] for example in (*task.train, *task.test))
-    # Its test labels are secret, so the validation split is the test set.
-    assert task.test == tuple(Example({"text": f"v {i}"}, i % 2) for i in range(5))
+    recipe = TASKS[name]
+    columns, names, _ = HUB[recipe.hub]
+    classes = range(len(names))
+    assert task == load_task(recipe.hub_name, shots=3)
+    for split in (task.train, task.dev):
+        assert Counter(example.label for example in split) == dict.fromkeys(classes, 3)
+    assert Counter(example.label for example in task.test) == dict.fromkeys(classes, 8)
+    assert not set(map(str, task.train)) & set(map(str, task.dev))
+    # The fields are the columns, in order; joined where there are more columns than fields.
+    texts = list(task.test[0].fields.values())
+    assert list(task.test[0].fields) == list(task.fields)
+    assert " ".join(texts).replace("validation", "test") == " ".join(f"test {c} 0" for c in columns)
+    if name in MEANING:
+        assert [MEANING[name][label] for label in names] == list(task.label_words)
+    else:
+        assert len(task.label_words) == len(names)
+    assert not task.label_names or list(task.label_names) == names
 
 
-@pytest.mark.parametrize("name", ["agnews", "fancyzhx/ag_news"])
-def test_agnews_from_the_hub(hub, name):
-    task = load_task(name, shots=3)
-    assert task.label_words == ("World", "Sports", "Business", "Tech")
-    assert Counter(example.label for example in task.dev) == dict.fromkeys(range(4), 3)
-    assert texts(task.test) == [f"t {i}" for i in range(6)]
+def test_glue_sets_are_named_with_their_configuration(hub):
+    assert load_task("nyu-mll/glue:mrpc", shots=2).name == "mrpc"
+    with pytest.raises(UserError, match=r"did you mean 'nyu-mll/glue:.*'\? Known: agnews, .*:mrpc"):
+        load_task("nyu-mll/glue")
+
+
+@pytest.mark.parametrize("name", ["sst2", "rte"])
+def test_where_test_labels_are_secret_the_validation_split_is_the_test_set(hub, name):
+    assert all("validation" in str(example.fields) for example in load_task(name, shots=2).test)
+
+
+def test_rows_without_a_label_are_dropped(hub):
+    """SNLI's annotators disagreed on some."""
+    task = load_task("snli", shots=4)
+    assert Counter(example.label for example in task.test) == {0: 8, 1: 8, 2: 8}
+    limited = load_task("snli", shots=4, test_limit=5).test
+    assert [example.label for example in limited] == [0, 1, 2, 0, 1]
+    assert limited == task.test[:5]
+
+
+def test_the_same_rows_are_drawn_from_the_hub_and_from_files(hub, tmp_path):
+    rows = hub_set(*HUB["stanfordnlp/snli",])
+    for split in ("train", "test"):
+        labelled = rows[split].filter(lambda row: row["label"] >= 0)
+        write(tmp_path, **{split: list(labelled)})
+    columns = {"text1": "premise", "text2": "hypothesis"}
+    assert load_task("snli", tmp_path, columns=columns, shots=3, seed=5) == load_task(
+        "snli", shots=3, seed=5
+    )
+
+
+def test_a_recipe_of_ones_own(monkeypatch):
+    rows = datasets.Dataset.from_list(
+        [{"body": f"b {i}", "mood": ("calm", "cross")[i % 2]} for i in range(8)]
+    )
+    asked = []
+
+    def load_dataset(*name):
+        asked.append(name)
+        return {"train": rows, "held_out": rows}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    moods = Task("moods", {"causal": "{text} I am"}, ("calm", "angry"), label_names=CALM)
+    columns = {"text": "body", "label": "mood"}
+    task = load_task(Recipe(moods, ("me/moods", "en"), columns, test="held_out"), shots=2)
+    assert asked == [("me/moods", "en")]
+    assert [example.label for example in task.test] == [0, 1] * 4
+    with pytest.raises(UserError, match=r"split 'test' of me/moods:en does not exist; .* held_out"):
+        load_task(Recipe(moods, ("me/moods", "en"), columns))
+    with pytest.raises(UserError, match=r"split 'train' of .* has no column 'text', only \['bo"):
+        load_task(Recipe(moods, ("me/moods", "en"), test="held_out"))
+    with pytest.raises(UserError, match=r"split 'train' of me/moods: no label word .* 'cross'"):
+        load_task(Recipe(replace(moods, label_names=()), ("me/moods",), columns, "held_out"))
+
+
+CALM = ("calm", "cross")
+
+
+def test_a_split_without_labels_is_no_test_set(hub):
+    sst2 = replace(TASKS["sst2"], test="test")
+    with pytest.raises(UserError, match=r"split 'test' of stanfordnlp/sst2 has no labelled rows"):
+        load_task(sst2, shots=2)
 
 
 def test_without_a_connection_the_message_is_one_line(monkeypatch):
-    def offline(name):
+    def offline(*name):
         raise OSError("no\nroute")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
@@ -268,13 +542,28 @@ def test_without_a_connection_the_message_is_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_built_in_patterns_have_the_same_fields_for_both_kinds(name):
+def test_built_in_patterns_have_the_same_fields_for_all_kinds(name):
     task = TASKS[name].task
     assert set(task.patterns) == {"causal", "masked"}
+    for kind in ("causal", "masked", "seq2seq"):
+        assert set(pattern_fields(task.pattern(kind))) - {"mask"} == set(task.fields)
     assert len(set(task.label_words)) == len(task.label_words)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("sst2", 2), ("agnews", 4)])
+def test_a_seq2seq_model_gets_the_masked_pattern_unless_it_has_its_own():
+    patterns = {"causal": "{text} It was", "masked": "{text} It was {mask} ."}
+    task = Task("toy", patterns, ("bad", "great"))
+    assert task.pattern("seq2seq") == patterns["masked"]
+    own = patterns | {"seq2seq": "mood: {text} {mask}"}
+    assert replace(task, patterns=own).pattern("seq2seq") == own["seq2seq"]
+    with pytest.raises(UserError, match="no pattern for seq2seq models, only for causal"):
+        Task("toy", {"causal": "{text} It was"}, ("bad", "great")).pattern("seq2seq")
+
+
+REAL = {"sst2": 2, "yelp": 2, "agnews": 4, "dbpedia": 14, "mrpc": 2, "rte": 2}
+
+
+@pytest.mark.parametrize(("name", "classes"), REAL.items())
 def test_real_data(name, classes):
     if not (SHARED / name).is_dir():
         pytest.skip("no ../shared/data beside the repository")
@@ -282,4 +571,4 @@ def test_real_data(name, classes):
     assert len(task.label_words) == classes
     for split in (task.train, task.dev):
         assert Counter(example.label for example in split) == dict.fromkeys(range(classes), 16)
-    assert len(task.test) > 1000
+    assert len(task.test) > 100

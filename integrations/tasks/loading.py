@@ -1,0 +1,174 @@
+"""`load_task`: a task with its few-shot splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from integrations.errors import UserError, unknown
+from integrations.tasks.builtin import HUB_NAMES, TASKS, Recipe
+from integrations.tasks.example import Example
+from integrations.tasks.files import Columns, FileSplit, find_split
+from integrations.tasks.hub import HubSplit, load_hub
+from integrations.tasks.splits import draw_shots
+from integrations.tasks.task import TASK_FILE, Task
+
+
+def load_task(
+    task: str | Task | Recipe,
+    data: str | Path | None = None,
+    *,
+    shots: int = 16,
+    seed: int = 0,
+    label_words: Sequence[str] | None = None,
+    columns: Columns | None = None,
+    test_limit: int | None = None,
+) -> Task:
+    """A task with its few-shot splits.
+
+    A task of your own, and one file of examples::
+
+        tickets = Task(
+            name="tickets",
+            patterns={"causal": "{text} This is a question for"},
+            label_words=("sales", "support"),
+        )
+        task = load_task(tickets, "tickets.csv", columns={"text": "message", "label": "queue"})
+
+    Args:
+        task: The name of a built-in task (``"sst2"``, ``"mrpc"``) or its name on the Hub
+            (``"stanfordnlp/sst2"``, ``"nyu-mll/glue:mrpc"``); a task of your own, whose patterns
+            and label words are used; or a `Recipe`, if its data is on the Hub.
+        data: A folder with ``train.jsonl`` (or ``train_pool.jsonl``), ``test.jsonl`` and possibly
+            ``dev.jsonl``, or the same as CSV; a folder that `Task.save` wrote, whose examples are
+            taken as they are, whatever ``shots``, ``seed`` and ``columns`` say; or one file, whose
+            rows that are not drawn are the test set. None loads the data set from the Hub.
+        shots: Examples a class for training, and as many others for development (default 16).
+        seed: Draws the examples (default 0).
+        label_words: Other label words than the task's own, in the order of the labels.
+        columns: Column names of fields, or of ``"label"``, that differ in the data. Several
+            columns for one field are joined by spaces. A label may be an index, a label word or
+            one of the task's label names.
+        test_limit: Use the first so many test examples only; None uses all.
+
+    Returns:
+        The task with ``train`` and ``dev`` of ``shots`` examples a class, and ``test``.
+
+    Raises:
+        UserError: If the name is unknown, a file or column is missing or empty, or a class has
+            too few examples.
+    """
+    recipe = _find(task, data)
+    task = recipe.task
+    columns = columns or {}
+    if label_words is not None:
+        if len(label_words) != len(task.label_words):
+            raise UserError(
+                f"task {task.name!r} has {len(task.label_words)} classes and needs a label word "
+                f"for each; got {list(label_words)!r}."
+            )
+        task = replace(task, label_words=tuple(label_words))
+    if unused := set(columns) - {*task.fields, "label"}:
+        raise UserError(
+            f"columns names {sorted(unused)[0]!r}, which is no field of task {task.name!r}; its "
+            f"fields are {', '.join([*task.fields, 'label'])}."
+        )
+    if data is not None and (Path(data) / TASK_FILE).is_file():
+        saved = task.with_saved(data)
+        return saved.with_splits(saved.train, saved.dev, saved.test[:test_limit])
+    if data is None:
+        pools = _from_hub(recipe, task, {**recipe.columns, **columns})
+    else:
+        pools = _from_files(Path(data), task, columns)
+    return _draw(task, *pools, shots, seed, test_limit)
+
+
+class Pool(Protocol):
+    """Examples to choose from, which need not be in memory."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """The label of each; -1 for those that have none."""
+
+    def take(self, indices: Sequence[int]) -> list[Example]:
+        """The examples with some indices."""
+
+
+Pools = tuple[Pool, Pool | None, Pool | None]
+"""What train, dev and test examples come from; None if from what is left of the first."""
+
+
+def _find(task: str | Task | Recipe, data: object) -> Recipe:
+    if isinstance(task, str):
+        key = HUB_NAMES.get(task, task)
+        if key not in TASKS:
+            raise unknown("task", task, [*TASKS, *HUB_NAMES])
+        return TASKS[key]
+    if isinstance(task, Recipe):
+        return task
+    if not isinstance(task, Task):
+        raise UserError(f"task must be a name, a Task or a Recipe; got {type(task).__name__}.")
+    if data is None:
+        raise UserError(
+            f"task {task.name!r} is none of the built-in ones and needs data=..., a folder or file "
+            "of examples; if its data is on the Hub, pass a Recipe that says where."
+        )
+    return Recipe(task, hub=())
+
+
+def _from_hub(recipe: Recipe, task: Task, columns: Columns) -> Pools:
+    loaded = load_hub(recipe.hub)
+
+    def split(name: str) -> HubSplit:
+        where = f"split {name!r} of {recipe.hub_name}"
+        if name not in loaded:
+            raise UserError(f"{where} does not exist; there are {', '.join(loaded)}.")
+        return HubSplit(loaded[name], where, task.fields, task.labels, columns)
+
+    return split("train"), None, split(recipe.test)
+
+
+def _from_files(path: Path, task: Task, columns: Columns) -> Pools:
+    def split(file: Path) -> FileSplit:
+        return FileSplit(file, task.fields, task.labels, columns)
+
+    if path.is_file():
+        return split(path), None, None
+    if not path.is_dir():
+        raise UserError(f"data folder {str(path)!r} does not exist; expected one with "
+                        "train.jsonl and test.jsonl (or .csv), or a file.")  # fmt: skip
+
+    def required(*names: str) -> Path:
+        if file := find_split(path, *names):
+            return file
+        expected = " or ".join(f"{name}.jsonl" for name in names)
+        raise UserError(f"{path} has no {expected} (or .csv); add the file to the folder.")
+
+    train, test = split(required("train", "train_pool")), required("test")
+    dev = find_split(path, "dev", "validation")
+    return train, None if dev is None else split(dev), split(test)
+
+
+def _draw(
+    task: Task,
+    pool: Pool,
+    dev_pool: Pool | None,
+    test_pool: Pool | None,
+    shots: int,
+    seed: int,
+    test_limit: int | None,
+) -> Task:
+    parts = 2 if dev_pool is None else 1
+    train, *others = draw_shots(pool.labels, shots, task.label_words, seed, parts)
+    if dev_pool is None:
+        (dev,) = others
+    else:
+        (dev,) = draw_shots(dev_pool.labels, shots, task.label_words, seed, parts=1)
+    drawn = {*train, *dev} if test_pool is None else set()
+    scored = test_pool or pool
+    test = [row for row, label in enumerate(scored.labels) if label >= 0 and row not in drawn]
+    return task.with_splits(
+        pool.take(train), (dev_pool or pool).take(dev), scored.take(test[:test_limit])
+    )
