@@ -33,6 +33,12 @@ class Adapter:
         self.factors[layer] = factors
         self.versions[layer] = next(_versions)
 
+    def copy(self) -> Adapter:
+        """The same deltas, unaffected by what is placed later."""
+        other = Adapter(self.arch)
+        other.factors, other.versions = list(self.factors), list(self.versions)
+        return other
+
     def deltas(self, start: int, stop: int) -> list[tuple[Target, Factors]]:
         """Targets and factors of layers ``start`` to ``stop - 1``."""
         return [

@@ -146,17 +146,15 @@ class Checkpoint:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         arguments: Mapping[str, str],
         budget: int,
         optimizers: dict[int, Optimizer],
     ) -> None:
-        self.folder = folder
+        self.folder = _as_folder(folder)
         self.arguments = dict(arguments)
         self.budget = budget
         self.optimizers = optimizers
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"checkpoint must be a folder; {folder} is a file.")
         self._run = secrets.token_hex(8)  # tells this run's files from those of another one
         self._layers: dict[int, int] = {}  # visits in the name of each layer's newest file
         self._written = 0  # visits in the newest state
@@ -236,9 +234,8 @@ class Checkpoint:
             layers = {int(layer): int(visits) for layer, visits in file["layers"].items()}
             dims = {layer: optimizer.dim for layer, optimizer in self.optimizers.items()}
             state = RunState.from_dict(file["state"], dims)
-            if {file["visits"], len(state.history.visits)} != {
-                number
-            } or layers.keys() - dims.keys():
+            visits = {file["visits"], len(state.history.visits)}
+            if visits != {number} or layers.keys() - dims.keys():
                 raise ValueError(f"it is of {len(state.history.visits)} visits")
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise _Unusable(f"{path} is damaged or misnamed ({error})") from None
@@ -281,7 +278,7 @@ class Checkpoint:
         optimizer = copy.deepcopy(self.optimizers[layer])
         try:
             optimizer.load_state_dict(file["state"])
-        except (ValueError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise _Unusable(f"{path}: {error}") from None
         return optimizer
 
@@ -300,6 +297,16 @@ class Checkpoint:
         for path in self._files():
             if path.name not in names:
                 path.unlink(missing_ok=True)
+
+
+def _as_folder(folder: Any) -> Path:
+    try:
+        path = Path(folder)
+    except TypeError:
+        raise UserError(f"checkpoint must be the name of a folder; got {folder!r}.") from None
+    if path.exists() and not path.is_dir():
+        raise UserError(f"checkpoint must be a folder; {path} is a file.")
+    return path
 
 
 def _layer_file(layer: int, visits: int) -> str:

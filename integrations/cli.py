@@ -234,6 +234,8 @@ def _tune(
         )
     if not watch.generations:
         console.print("This run had ended already; --overwrite starts anew. What it gave:")
+    elif watch.interrupted and settings.get("checkpoint"):
+        console.print("The same command goes on from here.")
     test = {}
     if task.test:
         loss = result.settings["loss"]

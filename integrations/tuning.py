@@ -122,13 +122,14 @@ def tune(
         seed: All randomness comes from it.
         max_length: Longest prompt in tokens; None for 512 or what the model can take.
         callback: Called after each generation with a `Progress`; returns True to end the run.
-        checkpoint: A folder, made if it is missing. The run's state is saved there after each
-            generation (after fewer, if saving would take more than a tenth of the time). A call
-            with the same arguments continues from there, and ends with the same history and
-            deltas, bit for bit, as if it had never been interrupted. ``budget`` may be larger
-            than before; a run that had ended because it was spent then goes on from its end. One
-            that `callback` ended goes on too, any other that ended is returned at once. Needs an
-            optimizer of `dfo_core`'s own, since those of other libraries cannot be saved.
+        checkpoint: A folder, made if it is missing, for one run at a time. The run's state is saved
+            there after each generation (after fewer, if saving would take more than a tenth of
+            the time). A call with the same arguments continues from there, and ends with the same
+            history and deltas, bit for bit, as if it had never been interrupted. ``budget`` may
+            be larger than before; a run that had ended because it was spent then goes on from its
+            end. One that `callback` ended goes on too, any other that ended is returned at once.
+            Needs an optimizer of `dfo_core`'s own, since those of other libraries cannot be
+            saved; an object given as one must have been built with a seed.
         resume: False starts anew, and removes the state of an earlier run.
         speedups: Which of the evaluator's five steps to take. How many candidates go into one
             forward pass is measured and can change the last digit of a loss; what
@@ -192,7 +193,7 @@ def tune(
     saved, state = None, None
     if checkpoint is not None:
         same = fingerprint(settings, speedups, model, encoder, optimizers)
-        saved = Checkpoint(Path(checkpoint), same, budget, optimizers)
+        saved = Checkpoint(checkpoint, same, budget, optimizers)
         state = saved.load() if resume else None
     started = time.perf_counter()
     with evaluating(model):

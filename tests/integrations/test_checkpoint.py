@@ -427,6 +427,8 @@ def test_a_checkpoint_must_be_a_folder(start, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"checkpoint must be a folder; .*file is a file"):
         start(checkpoint=tmp_path / "file")
+    with pytest.raises(UserError, match="checkpoint must be the name of a folder; got True"):
+        start(checkpoint=True)
     with pytest.raises(UserError, match="checkpoint must be a folder that can be written"):
         start(checkpoint=tmp_path / "file" / "below")
 

@@ -120,6 +120,7 @@ def test_a_run_ended_by_ctrl_c_goes_on_with_the_same_command(
     monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: 2)
     status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run"))
     assert (status, err) == (0, "")
+    assert "The same command goes on from here." in out
     assert "ended by: callback" in out
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run"))
