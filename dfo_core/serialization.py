@@ -90,6 +90,16 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
 
 
+def state_digest(state: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a state dictionary in hexadecimal; equal states have equal ones.
+
+    Raises:
+        ValueError: If the state holds what `save_state` does not take.
+    """
+    arrays: dict[str, Array] = {}
+    return _digest(json.dumps(_pack(state, "", arrays)), arrays).hex()
+
+
 # -- a state as JSON text and arrays, and back ---------------------------------------------------
 
 

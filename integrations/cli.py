@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +16,12 @@ from transformers.utils import logging as transformers_logging
 
 from integrations.adapter import Adapter
 from integrations.architectures import TARGETS, describe
+from integrations.checkpoint import CheckpointWarning, holds_run
 from integrations.demo import DEMO_BUDGET, demo_task
 from integrations.errors import UserError, unknown
 from integrations.metrics import LOSS_NAMES
 from integrations.models import DTYPES, load_model
+from integrations.optimizers import can_save
 from integrations.peft_format import CONFIG, load_adapter
 from integrations.prompts import Encoder, longest_prompt
 from integrations.report import Watch, console, finish, score_table, score_with_bar
@@ -28,6 +33,7 @@ from integrations.tasks import TASKS, Task, load_task
 from integrations.tuning import tune as tune_model
 
 SPLITS = ("train", "dev", "test")
+CHECKPOINT = "checkpoint"
 
 app = typer.Typer(
     help="Tune low-rank modules of frozen language models without gradients.",
@@ -103,9 +109,14 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Folder for adapter and plot; one under runs/ if not given.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an earlier run's files.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Start anew and replace an earlier run's files.")
+    ] = False,
 ) -> None:
-    """Tune a model on a task; save a PEFT adapter, the history and a plot."""
+    """Tune a model on a task; save a PEFT adapter, the history and a plot.
+
+    A run that was interrupted goes on when the same command is given again.
+    """
     name = re.sub("[/:]", "-", f"{Path(model).name}-{task}-{optimizer}-seed{seed}")
     folder = Path("runs") / name if out is None else out
     _require_free(folder, overwrite)
@@ -118,10 +129,13 @@ def tune(
         columns=_pairs(column),
         test_limit=test_limit,
     )
+    checkpoint = _checkpoint(folder, overwrite, optimizer, dim, popsize)
     _tune(
         folder,
         load_model(model, dtype=dtype, device=device),
         data_task,
+        checkpoint=checkpoint,
+        resume=not overwrite,
         optimizer=optimizer,
         budget=budget,
         rank=rank,
@@ -204,11 +218,13 @@ def main() -> None:
     """Run the command; input that cannot work is one line on stderr and exit status 2."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        app()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        try:
+            app()
+        except UserError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _tune(
@@ -220,6 +236,10 @@ def _tune(
         result = tune_model(
             model, task, tokenizer=tokenizer, budget=budget, callback=watch, **settings
         )
+    if not watch.generations:
+        console.print("This run had ended already; --overwrite starts anew. What it gave:")
+    elif watch.interrupted and settings.get("checkpoint"):
+        console.print("The same command goes on from here.")
     test = {}
     if task.test:
         loss = result.settings["loss"]
@@ -236,10 +256,41 @@ def _scores(scorer: Scorer, adapter: Adapter | None) -> dict[str, Score]:
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:
-    if (folder / CONFIG).exists() and not overwrite:
-        raise UserError(
-            f"{folder} holds an adapter already; pass --overwrite to replace it, or another --out."
-        )
+    """Refuse a folder with an adapter, unless it is of a run that can go on."""
+    if (folder / CONFIG).exists() and not overwrite and not holds_run(folder / CHECKPOINT):
+        raise _taken(folder)
+
+
+def _checkpoint(
+    folder: Path, overwrite: bool, optimizer: str, dim: int, popsize: int | None
+) -> Path | None:
+    """Where checkpoints go; None if the optimizer cannot be saved."""
+    if can_save(optimizer, dim, popsize):
+        return folder / CHECKPOINT
+    if holds_run(folder / CHECKPOINT) and not overwrite:
+        raise _taken(folder)
+    console.print(f"{optimizer} cannot be saved: this run cannot go on if it is interrupted.")
+    return None
+
+
+def _taken(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} holds an earlier run already; pass --overwrite to replace it, or another --out."
+    )
+
+
+def _show_warning(
+    show: Callable[..., None],
+    message: Warning | str,
+    category: type[Warning],
+    *where: Any,
+    **options: Any,
+) -> None:
+    """Show ours as plain lines, the others as Python does."""
+    if issubclass(category, CheckpointWarning):
+        console.print(f"note: {message}", markup=False, soft_wrap=True)
+    else:
+        show(message, category, *where, **options)
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:

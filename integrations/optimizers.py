@@ -57,6 +57,11 @@ def make_optimizers(
     return optimizers
 
 
+def can_save(spec: Any, dim: int, popsize: int | None) -> bool:
+    """Whether the state of an optimizer can be saved; takes what `make_optimizers` does."""
+    return make_optimizers(spec, [0], dim, seed=0, budget=1000, popsize=popsize)[0].supports_state
+
+
 def _build(
     spec: Any, dim: int, rng: np.random.Generator, share: int, popsize: int | None
 ) -> Optimizer:

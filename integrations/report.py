@@ -34,10 +34,15 @@ class Watch:
 
     Args:
         budget: Evaluations of the whole run.
+
+    Attributes:
+        interrupted: Whether Ctrl-C was pressed.
+        generations: How many were seen; none if the run had ended before.
     """
 
     def __init__(self, budget: int) -> None:
         self.interrupted = False
+        self.generations = 0
         self._bar = Bar(
             TextColumn("tuning"),
             BarColumn(),
@@ -69,6 +74,9 @@ class Watch:
     def __call__(self, progress: Progress) -> bool:
         """Show a generation; True if the run should end."""
         done = progress.visit.evaluations
+        if self.generations == 0 and progress.visit.number > 0:
+            console.print(f"Continuing an earlier run after {progress.visit.number} generations.")
+        self.generations += 1
         rate = done / progress.seconds
         left = duration((progress.budget - done) / rate)
         state = (

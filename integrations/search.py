@@ -89,6 +89,32 @@ class LayerwiseSearch:
         """Evaluations left of the budget."""
         return self.budget - self.evaluations
 
+    @property
+    def placed(self) -> dict[int, FloatArray]:
+        """The z in place (d,) of each layer that has a delta."""
+        factors = self.adapter.factors
+        return {layer: z for layer, z in self.points.items() if factors[layer] is not None}
+
+    def adapter_of(self, points: Mapping[int, FloatArray]) -> Adapter:
+        """The deltas of some layers' z (d,), the other layers having none."""
+        adapter = Adapter(self.evaluator.arch)
+        for layer, z in points.items():
+            adapter.place(layer, self._factors(layer, z[np.newaxis]))
+        return adapter
+
+    def restore(self, points: Mapping[int, FloatArray], visits: Sequence[Visit]) -> None:
+        """Continue from where a search with these optimizers was.
+
+        Args:
+            points: What `placed` was.
+            visits: All that `visit` returned.
+        """
+        self.points.update(points)
+        self.adapter = self.adapter_of(points)
+        self.loss, self.evaluations = visits[-1].loss, visits[-1].evaluations
+        self.invalid = sum(visit.invalid for visit in visits)
+        self.visits = len(visits)
+
     def visit(self) -> Visit:
         """Run one generation of the next layer's optimizer."""
         layer = self.schedule.layer(self.visits)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dfo_core.validation import FloatArray
 from integrations.architectures import describe
+from integrations.checkpoint import Checkpoint, CheckpointWarning, RunState, require_state
 from integrations.errors import UserError, unknown
+from integrations.fingerprint import fingerprint
 from integrations.history import DevScore, History
 from integrations.metrics import LOSS_NAMES, make_loss
 from integrations.models import load_model
@@ -38,7 +43,7 @@ class Progress:
         new_dev: Whether that look came with this generation.
         best: The look that chose the deltas so far.
         budget: Evaluations of the whole run.
-        seconds: Wall time since the run began.
+        seconds: Wall time since the run began, interruptions not counted.
     """
 
     visit: Visit
@@ -75,6 +80,8 @@ def tune(
     seed: int = 0,
     max_length: int | None = None,
     callback: Callback | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = True,
     speedups: Speedups = FAST,
 ) -> TuneResult:
     """Tune low-rank modules of a frozen language model without gradients.
@@ -115,6 +122,15 @@ def tune(
         seed: All randomness comes from it.
         max_length: Longest prompt in tokens; None for 512 or what the model can take.
         callback: Called after each generation with a `Progress`; returns True to end the run.
+        checkpoint: A folder, made if it is missing, for one run at a time. The run's state is saved
+            there after each generation (after fewer, if saving would take more than a tenth of
+            the time). A call with the same arguments continues from there, and ends with the same
+            history and deltas, bit for bit, as if it had never been interrupted. ``budget`` may
+            be larger than before; a run that had ended because it was spent then goes on from its
+            end. One that `callback` ended goes on too, any other that ended is returned at once.
+            Needs an optimizer of `dfo_core`'s own, since those of other libraries cannot be
+            saved; an object given as one must have been built with a seed.
+        resume: False starts anew, and removes the state of an earlier run.
         speedups: Which of the evaluator's five steps to take. How many candidates go into one
             forward pass is measured and can change the last digit of a loss; what
             ``settings["block_size"]`` says, given as ``Speedups(blocks=...)``, repeats a run
@@ -144,6 +160,8 @@ def tune(
         raise unknown("loss", loss, LOSS_NAMES)
     plan = make_schedule(schedule, chosen)
     optimizers = make_optimizers(optimizer, chosen, dim, seed, budget, popsize)
+    if checkpoint is not None:
+        require_state(optimizers, optimizer_name(optimizer))
     if isinstance(task, str):
         task = load_task(task, seed=seed)
     _check_task(task)
@@ -153,6 +171,30 @@ def tune(
         arch.kind,
         longest_prompt(model) if max_length is None else max_length,
     )
+    settings = {
+        "model": model.name_or_path,
+        "task": task.name,
+        "optimizer": optimizer_name(optimizer),
+        "rank": rank,
+        "dim": dim,
+        "targets": list(targets),
+        "layers": list(chosen),
+        "budget": budget,
+        "popsize": popsize,
+        "schedule": schedule,
+        "loss": loss,
+        "init": init,
+        "init_std": init_std,
+        "dev_every": dev_every,
+        "patience": patience,
+        "seed": seed,
+        "max_length": encoder.max_length,
+    }
+    saved, state = None, None
+    if checkpoint is not None:
+        same = fingerprint(settings, speedups, model, encoder, optimizers)
+        saved = Checkpoint(checkpoint, same, budget, optimizers)
+        state = saved.load() if resume else None
     started = time.perf_counter()
     with evaluating(model):
         evaluator = PopulationEvaluator(
@@ -173,45 +215,66 @@ def tune(
                 "not overflow, such as bfloat16 or float32."
             )
         selection = _Selection(search, Scorer(arch, encoder, task.dev, loss), started)
-        stopped = _run(search, selection, dev_every, patience, callback)
+        if state is not None:
+            selection.restore(state)
+        else:
+            if saved is not None:
+                saved.start()
+            selection.look()
+        stopped = selection.stopped or _run(search, selection, dev_every, patience, callback, saved)
     return TuneResult(
-        adapter=selection.chosen,
+        adapter=search.adapter_of(selection.chosen),
         history=selection.history,
         encoder=encoder,
-        settings={
-            "model": model.name_or_path,
-            "task": task.name,
-            "optimizer": optimizer_name(optimizer),
-            "rank": rank,
-            "dim": dim,
-            "targets": list(targets),
-            "layers": list(chosen),
-            "budget": budget,
-            "popsize": popsize,
-            "schedule": schedule,
-            "loss": loss,
-            "init": init,
-            "init_std": init_std,
-            "dev_every": dev_every,
-            "patience": patience,
-            "seed": seed,
-            "max_length": encoder.max_length,
-            "block_size": evaluator.block_size,
-        },
+        settings=settings | {"block_size": evaluator.block_size},
         stopped=stopped,
     )
 
 
 class _Selection:
-    """Keeps the deltas with the best development score, and the run's history."""
+    """Keeps the deltas with the best development score, and the run's history.
+
+    Attributes:
+        chosen: The z (d,) of those deltas in each layer that has one.
+        stopped: Why the run ended, if that was known before it began.
+    """
 
     def __init__(self, search: LayerwiseSearch, scorer: Scorer, started: float) -> None:
         self.search = search
         self.scorer = scorer
         self.started = started
         self.history = History()
-        self.chosen = search.adapter
-        self.look()
+        self.chosen: Mapping[int, FloatArray] = {}
+        self.stopped: str | None = None
+
+    def state(self, stopped: str | None) -> RunState:
+        """What a run needs to continue, beside its optimizers."""
+        return RunState(
+            points=self.search.placed,
+            chosen=self.chosen,
+            block_size=self.search.evaluator.block_size,
+            history=self.history,
+            budget=self.search.budget,
+            seconds=self.seconds,
+            stopped=stopped,
+        )
+
+    def restore(self, state: RunState) -> None:
+        """Continue a run; the search's optimizers have been restored already."""
+        before, now = state.history.scores[0].train_loss, self.search.loss
+        if now != before:
+            warnings.warn(
+                f"the frozen model's training loss is {now!r}, and was {before!r} when the run "
+                "began, on other hardware, versions or threads: it continues, but not bit for bit.",
+                CheckpointWarning,
+                stacklevel=3,
+            )
+        self.search.restore(state.points, state.history.visits)
+        self.search.evaluator.block_size = state.block_size
+        self.history, self.chosen = state.history, state.chosen
+        self.started = time.perf_counter() - state.seconds
+        if state.stopped != "budget" or self.search.left <= 0:  # else the budget was raised
+            self.stopped = state.stopped
 
     @property
     def seconds(self) -> float:
@@ -243,7 +306,7 @@ class _Selection:
             )
         )
         if better:
-            self.chosen = self.search.adapter.copy()
+            self.chosen = self.search.placed
 
 
 def _run(
@@ -252,19 +315,20 @@ def _run(
     dev_every: int,
     patience: int | None,
     callback: Callback | None,
+    saved: Checkpoint | None,
 ) -> str:
     """Visit layer after layer; returns why it ended."""
     history = selection.history
     while True:
         visit = search.visit()
         history.visits.append(visit)
-        stop = None if search.left > 0 else "budget"
-        new_dev = bool(stop) or selection.unseen >= dev_every
+        end = None if search.left > 0 else "budget"
+        new_dev = bool(end) or selection.unseen >= dev_every
         if new_dev:
             selection.look()
         if patience is not None and visit.evaluations - history.best.evaluations >= patience:
-            stop = stop or "patience"
-        if callback is not None and callback(
+            end = end or "patience"
+        asked = callback is not None and callback(
             Progress(
                 visit=visit,
                 dev=history.scores[-1],
@@ -273,12 +337,16 @@ def _run(
                 budget=search.budget,
                 seconds=selection.seconds,
             )
-        ):
-            stop = stop or "callback"
-        if stop:
-            if selection.unseen:
-                selection.look()
-            return stop
+        )
+        if end and selection.unseen:
+            selection.look()
+        if saved is not None:
+            # What the callback ends can go on, so the look below is no part of its state.
+            saved.write(selection.state(end), at_once=bool(end or asked))
+        if asked and selection.unseen:
+            selection.look()
+        if end or asked:
+            return end or "callback"
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dfo_core import CMAES, load_state, save_state
+from dfo_core.serialization import state_digest
 
 arrays = hnp.arrays(
     st.sampled_from([np.float64, np.float32, np.int64, np.uint8, np.bool_]),
@@ -178,3 +179,13 @@ def test_other_files_are_refused(tmp_path):
         load_state(path)
     with pytest.raises(FileNotFoundError):
         load_state(tmp_path / "none.npz")
+
+
+def test_a_digest_tells_states_apart_and_survives_a_file(tmp_path):
+    opt = CMAES(np.zeros(4), 1.0, seed=0)
+    before = state_digest(opt.state_dict())
+    save_state(tmp_path / "state.safetensors", opt.state_dict())
+    assert state_digest(load_state(tmp_path / "state.safetensors")) == before
+    opt.ask()
+    assert state_digest(opt.state_dict()) != before
+    assert state_digest({"x": np.zeros(2)}) != state_digest({"x": np.zeros(2, np.float32)})

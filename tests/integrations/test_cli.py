@@ -11,7 +11,8 @@ from peft import PeftModel
 from tiny import build_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from integrations import cli
+from dfo_core import LoTFWA
+from integrations import PopulationEvaluator, cli
 from integrations.demo import demo_task
 from integrations.report import duration
 
@@ -103,6 +104,63 @@ def test_an_earlier_run_is_replaced_only_when_asked_to(dfo_lora, tune_arguments,
     assert json.loads((tmp_path / "dfo_lora.json").read_text())["settings"]["seed"] == 1
 
 
+def test_a_run_ended_by_ctrl_c_goes_on_with_the_same_command(
+    dfo_lora, tune_arguments, tmp_path, monkeypatch
+):
+    """And ends with the very files of a run that was left alone."""
+    tell, tells = LoTFWA.tell, []
+
+    def tell_and_interrupt(self, batch, losses):
+        tells.append(tell(self, batch, losses))
+        if len(tells) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(LoTFWA, "tell", tell_and_interrupt)
+    # Measured, it could be another in another run.
+    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: 2)
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run"))
+    assert (status, err) == (0, "")
+    assert "The same command goes on from here." in out
+    assert "ended by: callback" in out
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run"))
+    assert (status, err) == (0, "")
+    assert "Continuing an earlier run after" in out
+    assert "ended by: budget" in out
+    assert dfo_lora(*tune_arguments(out=tmp_path / "alone"))[0] == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "scores.json"):
+        alone, run = (tmp_path / folder / name for folder in ("alone", "run"))
+        assert alone.read_bytes() == run.read_bytes()
+
+
+def test_a_finished_run_is_shown_again(dfo_lora, tune_arguments, tmp_path, monkeypatch):
+    dfo_lora(*tune_arguments(out=tmp_path))
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setattr(LoTFWA, "ask", lambda self: pytest.fail("it went on"))
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path))
+    assert (status, err) == (0, "")
+    assert "had ended already; --overwrite starts anew" in out
+    assert "ended by: budget" in out
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_checkpoint_is_told(dfo_lora, tune_arguments, tmp_path):
+    dfo_lora(*tune_arguments(out=tmp_path))
+    newest = max((tmp_path / "checkpoint").glob("state-*"))
+    newest.write_text("{}")
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path))
+    assert (status, err) == (0, "")
+    assert f"note: {newest} cannot be read" in out
+    for state in (tmp_path / "checkpoint").glob("state-*"):
+        state.write_text("{}")
+    status, _, err = dfo_lora(*tune_arguments(out=tmp_path))
+    assert status == 2
+    assert f"{newest} cannot be read" in err
+    assert "--overwrite" in err
+    assert err.count("\n") == 1
+    assert dfo_lora(*tune_arguments(out=tmp_path, overwrite=True))[0] == 0
+
+
 OWN = """
 import signal
 import numpy as np
@@ -146,10 +204,25 @@ def own_module(tmp_path, monkeypatch):
 
 def test_an_optimizer_of_the_users_own_is_named_by_its_module(dfo_lora, tune_arguments, own_module):
     folder = own_module()
-    status, _, err = dfo_lora(*tune_arguments(optimizer="own_optimizer:make", budget=30))
+    status, out, err = dfo_lora(*tune_arguments(optimizer="own_optimizer:make", budget=30))
     assert (status, err) == (0, "")
+    assert "own_optimizer:make cannot be saved" in out
     (run,) = (folder / "runs").iterdir()
     assert (run / "adapter_model.safetensors").is_file()
+
+
+def test_an_optimizer_that_cannot_be_saved_replaces_no_earlier_run(
+    dfo_lora, tune_arguments, own_module
+):
+    folder = own_module()
+    dfo_lora(*tune_arguments(out=folder / "run", budget=5))
+    weights = (folder / "run" / "adapter_model.safetensors").read_bytes()
+    own = tune_arguments(out=folder / "run", optimizer="own_optimizer:make", budget=5)
+    status, _, err = dfo_lora(*own)
+    assert status == 2
+    assert "--overwrite" in err
+    assert (folder / "run" / "adapter_model.safetensors").read_bytes() == weights
+    assert dfo_lora(*own, "--overwrite")[0] == 0
 
 
 def test_ctrl_c_ends_the_run_with_what_it_has(dfo_lora, tune_arguments, own_module):

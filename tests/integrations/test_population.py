@@ -5,6 +5,7 @@ import pytest
 import torch
 from peft_reference import peft_losses, peft_model
 from tiny import (
+    CONFIGS,
     HIDDEN,
     LABEL_IDS,
     LAYERS,
@@ -123,6 +124,27 @@ def test_which_token_pads_makes_no_difference(family):
 
 
 # -- kept hidden states ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_losses_are_the_same_bits_whatever_is_in_the_cache(family):
+    """A resumed run starts with an empty cache; one left alone has states of several layers."""
+    arch = describe(build_model(family), ("q", "v"))
+    adapter = random_adapter(arch, [0, 2])
+
+    def losses(evaluator, layer):
+        return evaluator.evaluate(layer, random_factors(arch, layer, 5, seed=1), adapter).tolist()
+
+    def evaluator():
+        return make_evaluator(arch, speedups=Speedups(blocks=2))
+
+    afresh = {layer: losses(evaluator(), layer) for layer in range(LAYERS)}
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 2, 3]):
+        advanced = evaluator()
+        for layer in order:
+            assert losses(advanced, layer) == afresh[layer]
+    adapter.place(1, random_factors(arch, 1, 1, seed=2))
+    assert losses(advanced, 3) == losses(evaluator(), 3) != afresh[3]
 
 
 @pytest.mark.parametrize("prefix_bytes", [1, 40_000, 1 << 30])
