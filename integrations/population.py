@@ -93,7 +93,8 @@ class PopulationEvaluator:
         self.batches = make_batches(
             prompts, pad_id, arch.kind, device, grouped=speedups.length_groups
         )
-        self.block_size = speedups.blocks
+        one_at_a_time = any(target.reused for target in arch.targets[0].values())
+        self.block_size = 1 if one_at_a_time else speedups.blocks
         self._prefix = PrefixCache(arch, self.batches, prefix_bytes)
 
     @torch.inference_mode()
@@ -173,19 +174,16 @@ class PopulationEvaluator:
                 )
             answers = batch.answers.repeat(copies)
             rows = torch.arange(len(answers), device=answers.device)
+            output = self.arch.output if self.speedups.answer_head else None
             if self.speedups.answer_head:
                 for module in (*self.arch.tail, self.arch.head):
                     patches.before(module, partial(_at_answers, rows, answers))
-                _keep_label_words(patches, self.arch.output, self.label_ids)
-            logits = self.arch.model(
-                input_ids=batch.ids.repeat(copies, 1),
-                attention_mask=None if batch.mask is None else batch.mask.repeat(copies, 1),
-                use_cache=False,
-            ).logits
-        if self.speedups.answer_head:
-            logits = logits[:, 0]
-        else:
-            logits = logits[rows, answers][:, self.label_ids]
+            if output is not None:
+                _keep_label_words(patches, output, self.label_ids)
+            logits = self.arch.model(**batch.inputs(copies), use_cache=False).logits
+        logits = logits[:, 0] if self.speedups.answer_head else logits[rows, answers]
+        if output is None:
+            logits = logits[:, self.label_ids]
         by_candidate: Tensor = logits.float().view(copies, len(batch), -1)
         return by_candidate
 
@@ -257,8 +255,9 @@ def _tune_layer(
     for target, factors in targets:
         by_module.setdefault(target.module, []).append((target, factors))
     for module, members in by_module.items():
-        # The output projection's input already depends on the candidate.
-        if shared is None or any(target.name == "o" for target, _ in members):
+        # The output projection's input already depends on the candidate, and a reused module has
+        # several.
+        if shared is None or any(target.name == "o" or target.reused for target, _ in members):
 
             def change(
                 x: Tensor, y: Tensor, members: list[tuple[Target, Factors]] = members

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import Kind, family_of
@@ -13,12 +14,15 @@ from integrations.errors import UserError
 from integrations.tasks.task import MASK, Example, Task, pattern_fields
 
 MAX_LENGTH = 512
+SENTINEL = "<extra_id_0>"
+"""What T5 puts in the place of a masked span, and then says before the span itself."""
 
 
 def longest_prompt(model: PreTrainedModel) -> int:
     """Tokens a prompt may have: 512, or fewer if the model has fewer positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
+    config = getattr(model.config, "text_config", model.config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # relative positions only
         return MAX_LENGTH
     return int(min(MAX_LENGTH, positions - family_of(model.config.model_type).reserved_positions))
 
@@ -29,22 +33,29 @@ class Prompt:
 
     Attributes:
         ids: Token ids.
-        answer: Position whose output predicts the label word.
+        answer: Position whose output predicts the label word; with a decoder, in its input.
         label: Index of the right label word.
+        decoder_ids: Input of the decoder; empty for models without one.
     """
 
     ids: tuple[int, ...]
     answer: int
     label: int
+    decoder_ids: tuple[int, ...] = ()
 
 
 class Encoder:
     """Encodes a task's examples for one tokenizer and kind of model.
 
+    An encoder-decoder gets the same prompt as a masked model, and its decoder what it would have
+    said before the label word in pretraining: the sentinel that marks the span (T5, arXiv
+    1910.10683, section 3.1.4), or the text up to the mask (BART, arXiv 1910.13461, section 2.2,
+    where the decoder says the whole text).
+
     Args:
         task: The task.
         tokenizer: The model's tokenizer.
-        kind: ``"causal"`` or ``"masked"``.
+        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
         max_length: Longest prompt in tokens. Longer ones lose the end of their longest field,
             never a part of the pattern.
 
@@ -65,11 +76,7 @@ class Encoder:
         self.kind = kind
         self.pattern = task.pattern(kind)
         self.max_length = max_length
-        if kind == "masked" and tokenizer.mask_token is None:
-            raise UserError(
-                f"task {task.name!r} asks a masked model, but the tokenizer has no mask token; "
-                "use a model with a masked-language head or a causal one with its tokenizer."
-            )
+        self.blank = self._blank()
         self.label_ids = self._label_ids()
 
     @property
@@ -83,16 +90,45 @@ class Encoder:
         prompts = []
         for example in examples:
             ids = self._fit(dict(example.fields))
-            prompts.append(Prompt(tuple(ids), self._answer(ids), example.label))
+            answer = self._answer(ids)
+            decoder_ids: tuple[int, ...] = ()
+            if self.kind == "seq2seq":
+                decoder_ids = self._decoder_ids(ids[:answer])
+                answer = len(decoder_ids) - 1
+            prompts.append(Prompt(tuple(ids), answer, example.label, decoder_ids))
         return prompts
+
+    def _blank(self) -> str | None:
+        """What stands in the place of the label word; None for causal models."""
+        if self.kind == "causal":
+            return None
+        if self.kind == "seq2seq" and self._is_known(SENTINEL):
+            return SENTINEL
+        if self.tokenizer.mask_token is None:
+            raise UserError(
+                f"task {self.task.name!r} asks a {self.kind} model, but the tokenizer has no mask "
+                "token; use a model with a masked-language head or a causal one with its tokenizer."
+            )
+        return str(self.tokenizer.mask_token)
+
+    def _is_known(self, token: str) -> bool:
+        return self.tokenizer.convert_tokens_to_ids(token) not in (
+            None,
+            self.tokenizer.unk_token_id,
+        )
+
+    def _decoder_ids(self, before: list[int]) -> tuple[int, ...]:
+        """The decoder's input up to the answer, given the prompt's tokens before the blank."""
+        if self.blank == SENTINEL:
+            return self.pad_id, int(self.tokenizer.convert_tokens_to_ids(SENTINEL))
+        return int(self.tokenizer.eos_token_id), *before
 
     def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
         """Token ids of the filled pattern, with a label word in place if one is given."""
-        if self.kind == "masked":
-            mask = str(self.tokenizer.mask_token)
+        if self.blank is not None:
             # A mask in a field would be taken for the answer.
-            fields = {name: text.replace(mask, "") for name, text in fields.items()}
-            text = self.pattern.format(**fields, **{MASK: answer or mask})
+            fields = {name: text.replace(self.blank, "") for name, text in fields.items()}
+            text = self.pattern.format(**fields, **{MASK: answer or self.blank})
             return list(self.tokenizer(text)["input_ids"])
         text = self.pattern.format(**fields) + (f" {answer}" if answer else "")
         ids = list(self.tokenizer(text)["input_ids"])
@@ -102,7 +138,9 @@ class Encoder:
         return ids
 
     def _answer(self, ids: list[int]) -> int:
-        return ids.index(self.tokenizer.mask_token_id) if self.kind == "masked" else len(ids) - 1
+        if self.blank is None:
+            return len(ids) - 1
+        return ids.index(self.tokenizer.convert_tokens_to_ids(self.blank))
 
     def _fit(self, fields: dict[str, str]) -> list[int]:
         ids = self._ids(fields)
@@ -123,7 +161,7 @@ class Encoder:
         """First token of each label word as it is encoded in the pattern."""
         fields = dict.fromkeys(self._field_names(), "It")
         bare = self._ids(fields)
-        position = self._answer(bare) if self.kind == "masked" else len(bare)
+        position = len(bare) if self.blank is None else self._answer(bare)
         found: dict[int, str] = {}
         for word in self.task.label_words:
             ids = self._ids(fields, word)
@@ -159,6 +197,8 @@ class PromptBatch:
         mask: (N, T) 1 for real tokens, or None where the model needs none.
         answers: (N,) answer positions.
         labels: (N,) right labels.
+        decoder_ids: (N, S) input of the decoder, in which the answer positions are; None for
+            models without one.
     """
 
     rows: torch.Tensor
@@ -167,9 +207,17 @@ class PromptBatch:
     mask: torch.Tensor | None
     answers: torch.Tensor
     labels: torch.Tensor
+    decoder_ids: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    def inputs(self, copies: int = 1) -> dict[str, torch.Tensor | None]:
+        """What the model is called with, the whole batch repeated for so many candidates."""
+        tensors = {"input_ids": self.ids, "attention_mask": self.mask}
+        if self.decoder_ids is not None:
+            tensors["decoder_input_ids"] = self.decoder_ids
+        return {name: t if t is None else t.repeat(copies, 1) for name, t in tensors.items()}
 
 
 # One more batch costs about as much as these many tokens, since the weights are streamed from
@@ -238,20 +286,27 @@ def make_batches(
     batches = []
     for group in groups:
         width = max(lengths[i] for i in group)
-        ids = torch.full((len(group), width), pad_id, dtype=torch.long)
         mask = torch.zeros((len(group), width), dtype=torch.long)
         for row, i in enumerate(group):
-            ids[row, : lengths[i]] = torch.tensor(prompts[i].ids)
             mask[row, : lengths[i]] = 1
-        needs_mask = kind == "masked" and not bool(mask.all())
+        needs_mask = kind != "causal" and not bool(mask.all())
         batches.append(
             PromptBatch(
                 rows=torch.tensor(group),
-                ids=ids.to(device),
+                ids=_padded([prompts[i].ids for i in group], pad_id).to(device),
                 lengths=torch.tensor([lengths[i] for i in group], device=device),
                 mask=mask.to(device) if needs_mask else None,
                 answers=torch.tensor([prompts[i].answer for i in group], device=device),
                 labels=torch.tensor([prompts[i].label for i in group], device=device),
+                # Padding comes after the answer, which a decoder does not look beyond.
+                decoder_ids=_padded([prompts[i].decoder_ids for i in group], pad_id).to(device)
+                if kind == "seq2seq"
+                else None,
             )
         )
     return batches
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> torch.Tensor:
+    """One matrix, short rows filled up on the right."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)

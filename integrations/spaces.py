@@ -166,13 +166,15 @@ def _linear_default(n: int, part_dim: int, seed: int, stream: int) -> StoredProj
 
 
 def _run(arch: Architecture, batch: PromptBatch) -> None:
-    arch.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+    arch.model(**batch.inputs(), use_cache=False)
 
 
-def _real(batch: PromptBatch, values: torch.Tensor) -> torch.Tensor:
-    """The rows of (N, T, width) that belong to real tokens."""
-    positions = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    return values[positions < batch.lengths[:, None]]
+def _real(arch: Architecture, layer: int, batch: PromptBatch, values: torch.Tensor) -> torch.Tensor:
+    """The rows of a layer's (N, T, width) that belong to real tokens."""
+    # A decoder's input ends where it answers.
+    lengths = batch.lengths if layer in arch.stacks[0] else batch.answers + 1
+    positions = torch.arange(values.shape[1], device=values.device)
+    return values[positions < lengths[:, None]]
 
 
 @torch.inference_mode()
@@ -181,6 +183,7 @@ def _measure_targets(
 ) -> list[dict[str, TargetScale]]:
     """Input norm and output root mean square of every target over the prompts."""
     sums: dict[tuple[int, str], np.ndarray] = {}
+    seen: set[tuple[int, str]] = set()
     with Patches() as patches:
         current: list[PromptBatch] = []
         for index, targets in enumerate(arch.targets):
@@ -191,10 +194,14 @@ def _measure_targets(
                     x: torch.Tensor,
                     y: torch.Tensor,
                     total: np.ndarray = total,
+                    index: int = index,
                     target: Target = target,
                 ) -> torch.Tensor:
-                    inputs, outputs = _real(current[-1], x), _real(current[-1], y)
-                    outputs = outputs[:, slice(*target.columns)] if target.columns else outputs
+                    if (index, target.name) in seen:  # a module's reuse on what is no prompt
+                        return y
+                    seen.add((index, target.name))
+                    inputs = _real(arch, index, current[-1], x)
+                    outputs = _real(arch, index, current[-1], y)[:, target.columns]
                     total += (
                         inputs.float().square().sum().item(),
                         outputs.float().square().mean(dim=1).sum().item(),
@@ -205,6 +212,7 @@ def _measure_targets(
                 patches.after(target.module, record)
         for batch in batches:
             current.append(batch)
+            seen.clear()
             _run(arch, batch)
     return [
         {
@@ -227,7 +235,7 @@ def _measure_hidden(arch: Architecture, batches: Sequence[PromptBatch]) -> list[
         for index, layer in enumerate(arch.layers):
 
             def record(x: torch.Tensor, index: int = index) -> torch.Tensor:
-                states[index].append(_real(current[-1], x).float().flatten())
+                states[index].append(_real(arch, index, current[-1], x).float().flatten())
                 return x
 
             patches.before(layer, record)

@@ -56,9 +56,9 @@ class Task:
             )
         for kind, pattern in self.patterns.items():
             fields = pattern_fields(pattern)
-            if kind == "masked" and fields.count(MASK) != 1:
+            if kind != "causal" and fields.count(MASK) != 1:
                 raise UserError(
-                    f"task {self.name!r}: the pattern for masked models must hold {{mask}} exactly "
+                    f"task {self.name!r}: the pattern for {kind} models must hold {{mask}} exactly "
                     f"once, where the label word stands; got {pattern!r}."
                 )
             if kind == "causal" and MASK in fields:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import build_model, kind_of
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from integrations import UserError, load_model
 
@@ -59,6 +59,6 @@ def test_a_folder_without_weights_or_without_a_tokenizer(tmp_path):
 
 
 def test_a_family_that_is_not_in_the_table_is_refused_before_its_weights_are_read(tmp_path):
-    config = GPTNeoXConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1)
-    GPTNeoXForCausalLM(config).config.save_pretrained(tmp_path)
-    refused(tmp_path, "add a row 'gpt_neox' to FAMILIES")
+    config = StableLmConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1)
+    StableLmForCausalLM(config).config.save_pretrained(tmp_path)
+    refused(tmp_path, "add a row 'stablelm' to FAMILIES")

@@ -44,7 +44,11 @@ STEPS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "bert"])
+MEASURED = ["llama", "gpt2", "bert", "gpt_neox", "deberta-v2, convolution, own position keys"]
+MEASURED += ["deberta-v2", "t5", "bart"]
+
+
+@pytest.fixture(scope="module", params=MEASURED)
 def measured_by_peft(request):
     """A model with deltas in place, candidates for some layers, and their losses."""
     arch = describe(build_model(request.param), ("q", "v", "o"))
@@ -125,7 +129,7 @@ def test_which_token_pads_makes_no_difference(family):
 
 
 @pytest.mark.parametrize("prefix_bytes", [1, 40_000, 1 << 30])
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["llama", "bert", "t5", "bart"])
 def test_layers_in_any_order_between_changes_in_any_layer(family, prefix_bytes):
     arch = describe(build_model(family))
     evaluator = make_evaluator(arch, prefix_bytes=prefix_bytes, speedups=Speedups(blocks=2))
