@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
@@ -99,24 +98,24 @@ def _fused(qkv: str, o: str, layout: Callable[[Any], str]) -> dict[str, str | Fu
     return {**dict.fromkeys("qkv", Fused(qkv, layout)), "o": o}
 
 
-def _parts(config: PreTrainedConfig) -> str:
+def _parts(config: Any) -> str:
     return "qkv"
 
 
-def _grouped_parts(config: PreTrainedConfig) -> str:
-    groups = config.num_key_value_heads
-    return "q" * config.num_attention_heads + "k" * groups + "v" * groups
+def _grouped_parts(config: Any) -> str:
+    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
+    return "q" * heads + "k" * groups + "v" * groups
 
 
-def _by_head(config: PreTrainedConfig) -> str:
-    return "qkv" * config.num_attention_heads
+def _by_head(config: Any) -> str:
+    return "qkv" * int(config.num_attention_heads)
 
 
-def _falcon_layout(config: PreTrainedConfig) -> str:
-    heads = config.num_attention_heads
+def _falcon_layout(config: Any) -> str:
+    heads = int(config.num_attention_heads)
     if config.new_decoder_architecture:
-        groups = config.num_kv_heads
-        return groups * ("q" * (heads // groups) + "kv")
+        groups = int(config.num_kv_heads)
+        return ("q" * (heads // groups) + "kv") * groups
     return "q" * heads + "kv" if config.multi_query else _by_head(config)
 
 
@@ -139,9 +138,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3": replace(_LLAMA, layers="model.language_model.layers"),
     "smollm3": _LLAMA,
     "olmo2": _LLAMA,
-    "phi": replace(
-        _LLAMA, targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "dense")
-    ),
+    "phi": replace(_LLAMA, targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "dense")),
     "phi3": replace(
         _LLAMA, targets=_fused("self_attn.qkv_proj", "self_attn.o_proj", _grouped_parts)
     ),

@@ -72,7 +72,7 @@ def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
         "lora_alpha": full_rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": list(first),
+        "target_modules": _module_names(arch, list(first)),
         "fan_in_fan_out": any(isinstance(m[0].module, Conv1D) for m in first.values()),
         "inference_mode": True,
     }
@@ -131,6 +131,14 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
             f"{type(arch.model).__name__}; expected LoRA weights of q, k, v or o only."
         )
     return adapter
+
+
+def _module_names(arch: Architecture, places: list[str]) -> list[str]:
+    """The tuned modules by their names in a layer, in full if other modules end like that too."""
+    paths = [target.path for targets in arch.targets for target in targets.values()]
+    ends = tuple(f".{place}" for place in places)
+    others = {name for name, _ in arch.model.named_modules() if name.endswith(ends)} - {*paths}
+    return list(dict.fromkeys(paths)) if others else places
 
 
 def _by_module(targets: Mapping[str, Target]) -> dict[str, list[Target]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -102,7 +103,7 @@ class Encoder:
         """What stands in the place of the label word; None for causal models."""
         if self.kind == "causal":
             return None
-        if self.kind == "seq2seq" and self._is_known(SENTINEL):
+        if self.kind == "seq2seq" and SENTINEL in self.tokenizer.all_special_tokens:
             return SENTINEL
         if self.tokenizer.mask_token is None:
             raise UserError(
@@ -111,17 +112,15 @@ class Encoder:
             )
         return str(self.tokenizer.mask_token)
 
-    def _is_known(self, token: str) -> bool:
-        return self.tokenizer.convert_tokens_to_ids(token) not in (
-            None,
-            self.tokenizer.unk_token_id,
-        )
-
     def _decoder_ids(self, before: list[int]) -> tuple[int, ...]:
         """The decoder's input up to the answer, given the prompt's tokens before the blank."""
         if self.blank == SENTINEL:
-            return self.pad_id, int(self.tokenizer.convert_tokens_to_ids(SENTINEL))
-        return int(self.tokenizer.eos_token_id), *before
+            return self.pad_id, self._id(SENTINEL)
+        return self._id(str(self.tokenizer.eos_token)), *before
+
+    def _id(self, token: str) -> int:
+        found: Any = self.tokenizer.convert_tokens_to_ids(token)
+        return int(found)
 
     def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
         """Token ids of the filled pattern, with a label word in place if one is given."""
@@ -140,7 +139,7 @@ class Encoder:
     def _answer(self, ids: list[int]) -> int:
         if self.blank is None:
             return len(ids) - 1
-        return ids.index(self.tokenizer.convert_tokens_to_ids(self.blank))
+        return ids.index(self._id(self.blank))
 
     def _fit(self, fields: dict[str, str]) -> list[int]:
         ids = self._ids(fields)

@@ -67,7 +67,9 @@ def heads_of(model):
 
 CASES = [(family, ("q", "v"), 4) for family in FAMILIES]
 CASES += [(family, ("q", "v"), 1) for family in ("llama", "gpt2", "bloom", "roberta", "t5")]
-CASES += [(family, ALL, 4) for family in (*FUSED, "qwen3", "bert", "deberta-v2", "t5", "bart", *VARIANTS)]
+CASES += [
+    (family, ALL, 4) for family in (*FUSED, "qwen3", "bert", "deberta-v2", "t5", "bart", *VARIANTS)
+]
 
 
 @pytest.mark.parametrize(("family", "targets", "rank"), CASES)

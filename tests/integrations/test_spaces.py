@@ -9,6 +9,7 @@ from tiny import (
     PAD,
     build_model,
     columns,
+    inputs_of,
     projection,
     random_adapter,
     random_prompts,
@@ -42,7 +43,7 @@ def record(model, prompts, modules):
 
     handles = [module.register_forward_hook(hook) for module in modules]
     for prompt in prompts:
-        model(input_ids=torch.tensor([prompt.ids]))
+        model(**inputs_of(prompt))
     for handle in handles:
         handle.remove()
     return {m: (torch.cat(x), torch.cat(y)) for m, (x, y) in seen.items()}
@@ -56,7 +57,7 @@ def rms(values):
 
 
 @pytest.mark.parametrize("lengths", [MIXED, EQUAL], ids=["padded", "not padded"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "bert", "falcon", "deberta-v2", "t5"])
 def test_calibrated_deltas_are_the_wanted_fraction_of_the_projections_output(family, lengths):
     model = build_model(family)
     arch = describe(model, ("q", "k", "v", "o"))
@@ -80,7 +81,7 @@ def test_calibration_knows_what_the_default_strength_is():
     assert [s.projections for s in default] == [s.projections for s in named]
 
 
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["llama", "bert", "bart"])
 def test_padding_is_not_measured(family):
     """It has hidden states too, which mean nothing."""
     arch = describe(build_model(family))

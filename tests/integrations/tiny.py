@@ -30,6 +30,7 @@ _COMMON = {
     "eos_token_id": SPECIAL.index("[EOS]"),
     "pad_token_id": PAD,
 }
+_NO_TABLE = {name: size for name, size in _COMMON.items() if name != "max_position_embeddings"}
 _GROUPED = _COMMON | {"num_key_value_heads": 2}
 _WIDE = _GROUPED | {"head_dim": 16}  # the heads together are wider than the hidden states
 _TWO_MASKS = {"layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2)}
@@ -52,7 +53,7 @@ _VISION = {
     "patch_size": 4,
 }
 # The encoder and the decoder have half of the layers each.
-_T5 = _COMMON | {
+_T5 = _NO_TABLE | {
     "num_hidden_layers": LAYERS // 2,
     "num_decoder_layers": LAYERS // 2,
     "d_kv": 16,
@@ -87,14 +88,16 @@ CONFIGS = {
     "gptj": _COMMON | {"rotary_dim": 4},
     "gpt_neox": _COMMON,
     "opt": _COMMON | {"ffn_dim": 64, "init_std": 0.3, "word_embed_proj_dim": HIDDEN},
-    "bloom": _COMMON,
+    "bloom": _NO_TABLE,
     "falcon": _COMMON | {"new_decoder_architecture": True, "num_kv_heads": 2},
     "bert": _COMMON,
     "roberta": _COMMON,
     "electra": _COMMON | {"embedding_size": 16},
     "distilbert": _COMMON | {"hidden_dim": 64},
     "deberta-v2": _DEBERTA,
-    "modernbert": _COMMON | _TWO_MASKS | {"local_attention": 6},
+    "modernbert": _COMMON
+    | _TWO_MASKS
+    | {"local_attention": 6, "cls_token_id": 2, "sep_token_id": 3},
     "t5": _T5,
     "bart": _BART,
 }
@@ -153,8 +156,7 @@ _PROJECTIONS = {
     "gptj": {t: f"attn.{t}_proj" for t in "qkv"} | {"o": "attn.out_proj"},
     "gpt_neox": dict.fromkeys("qkv", "attention.query_key_value") | {"o": "attention.dense"},
     "opt": _LLAMA | {"o": "self_attn.out_proj"},
-    "bloom": dict.fromkeys("qkv", "self_attention.query_key_value")
-    | {"o": "self_attention.dense"},
+    "bloom": dict.fromkeys("qkv", "self_attention.query_key_value") | {"o": "self_attention.dense"},
     "bert": _BERT,
     "roberta": _BERT,
     "electra": _BERT,
@@ -275,13 +277,16 @@ def random_adapter(arch, layers=None, rank=4, seed=0):
     return adapter
 
 
+def inputs_of(prompt):
+    """What a model is called with for one prompt."""
+    inputs = {"input_ids": torch.tensor([prompt.ids])}
+    if prompt.decoder_ids:
+        inputs["decoder_input_ids"] = torch.tensor([prompt.decoder_ids])
+    return inputs
+
+
 @torch.no_grad()
 def label_logits(model, prompts, label_ids=LABEL_IDS):
     """Label logits (N, C) of a model that is called on one prompt after the other."""
-    outputs = []
-    for prompt in prompts:
-        inputs = {"input_ids": torch.tensor([prompt.ids])}
-        if prompt.decoder_ids:
-            inputs["decoder_input_ids"] = torch.tensor([prompt.decoder_ids])
-        outputs.append(model(**inputs).logits[0, prompt.answer])
+    outputs = [model(**inputs_of(prompt)).logits[0, prompt.answer] for prompt in prompts]
     return torch.stack(outputs)[:, list(label_ids)]
