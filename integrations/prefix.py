@@ -28,7 +28,8 @@ class PrefixCache:
     Args:
         arch: The model.
         batches: The prompts.
-        max_bytes: Most memory for states; the one in use is kept in any case.
+        max_bytes: Most memory for states; the one in use, and what leaves an encoder, is kept in
+            any case.
     """
 
     def __init__(self, arch: Architecture, batches: Sequence[PromptBatch], max_bytes: int) -> None:

@@ -61,8 +61,8 @@ class Encoder:
             never a part of the pattern.
 
     Raises:
-        UserError: If the tokenizer has no mask token for a masked model, a label word is unknown
-            to it, or two label words begin with the same token.
+        UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, a
+            label word is unknown to it, or two label words begin with the same token.
     """
 
     def __init__(
@@ -105,11 +105,16 @@ class Encoder:
             return None
         if self.kind == "seq2seq" and SENTINEL in self.tokenizer.all_special_tokens:
             return SENTINEL
-        if self.tokenizer.mask_token is None:
-            raise UserError(
-                f"task {self.task.name!r} asks a {self.kind} model, but the tokenizer has no mask "
-                "token; use a model with a masked-language head or a causal one with its tokenizer."
-            )
+        needed = {"mask": self.tokenizer.mask_token}
+        if self.kind == "seq2seq":  # a decoder begins with it
+            needed["closing"] = self.tokenizer.eos_token
+        for name, token in needed.items():
+            if token is None:
+                raise UserError(
+                    f"task {self.task.name!r} asks a {self.kind} model, but the tokenizer has no "
+                    f"{name} token; use a model with a masked-language head or a causal one with "
+                    "its tokenizer."
+                )
         return str(self.tokenizer.mask_token)
 
     def _decoder_ids(self, before: list[int]) -> tuple[int, ...]:

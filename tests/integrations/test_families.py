@@ -6,6 +6,7 @@ import torch
 from peft_reference import peft_losses
 from tiny import (
     CONFIGS,
+    FUSED,
     HIDDEN,
     LABEL_IDS,
     LAYERS,
@@ -27,7 +28,6 @@ from integrations.metrics import cross_entropy
 
 ALL = ("q", "k", "v", "o")
 WIDE = ("qwen3", "gemma", "gemma2", "gemma3_text", "t5")  # heads wider than the hidden states
-FUSED = ("gpt2", "phi3", "gpt_neox", "bloom", "falcon", "modernbert")
 
 
 def test_every_family_is_tested():

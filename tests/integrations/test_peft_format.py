@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import (
+    FUSED,
     LABEL_IDS,
     LAYERS,
     PAD,
@@ -28,7 +29,6 @@ from integrations.metrics import cross_entropy
 from integrations.peft_format import CONFIG, WEIGHTS, load_adapter, save_adapter
 
 ALL = ("q", "k", "v", "o")
-FUSED = ("gpt2", "phi3", "gpt_neox", "bloom", "falcon", "modernbert")
 
 
 def logits_of(arch, adapter):

@@ -93,8 +93,17 @@ def test_bart_is_asked_as_in_its_pretraining(word_tokenizer):
     """A decoder that says the whole text says the label word where the encoder found the mask."""
     encoder = Encoder(task_of(), word_tokenizer("seq2seq"), "seq2seq")
     prompt = encode(encoder, text="the film")
-    assert tokens(encoder, prompt.ids) == "[CLS] the film It was [MASK] . [SEP]".split()
-    assert tokens(encoder, prompt.decoder_ids) == "[SEP] [CLS] the film It was".split()
+    assert tokens(encoder, prompt.ids) == [
+        "[CLS]",
+        "the",
+        "film",
+        "It",
+        "was",
+        "[MASK]",
+        ".",
+        "[SEP]",
+    ]
+    assert tokens(encoder, prompt.decoder_ids) == ["[SEP]", "[CLS]", "the", "film", "It", "was"]
     assert tokens(encoder, encoder.label_ids) == ["bad", "great"]
     # As the model itself shifts a text to the right that its decoder is to say.
     model = build_model("bart", decoder_start_token_id=encoder.tokenizer.eos_token_id)
@@ -111,6 +120,8 @@ def test_a_decoder_needs_something_to_put_in_the_place_of_the_answer(word_tokeni
         UserError, match="asks a seq2seq model, but the tokenizer has no mask token"
     ):
         Encoder(task_of(), word_tokenizer("causal"), "seq2seq")
+    with pytest.raises(UserError, match="has no closing token"):
+        Encoder(task_of(), word_tokenizer("masked"), "seq2seq")
 
 
 def test_braces_in_a_text_are_text(word_tokenizer):

@@ -125,6 +125,7 @@ VARIANTS = {
 }
 MASKED = ("bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert")
 SEQ2SEQ = ("t5", "bart")
+FUSED = ("gpt2", "phi3", "gpt_neox", "bloom", "falcon", "modernbert")  # q, k and v in one module
 
 _LAYER_LISTS = {
     "gemma3": "model.language_model.layers",
