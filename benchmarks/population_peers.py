@@ -84,7 +84,7 @@ def weight(model: nn.Module, target: Target) -> Tensor:
     module: Any = model.get_submodule(target.path)
     data: Tensor = module.weight.data
     whole = data if isinstance(module, nn.Linear) else data.T
-    return whole[slice(*target.columns)] if target.columns else whole
+    return whole[target.columns]
 
 
 def delta(target: Target, factors: Factors, model: nn.Module) -> Tensor:

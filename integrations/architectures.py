@@ -6,52 +6,116 @@ row of :data:`FAMILIES`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple
 
-from torch import nn
-from transformers import PreTrainedModel
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from integrations.errors import UserError, unknown
 
-Kind = Literal["causal", "masked"]
+Kind = Literal["causal", "masked", "seq2seq"]
+AUTO_MODELS: dict[Kind, Any] = {
+    "causal": AutoModelForCausalLM,
+    "masked": AutoModelForMaskedLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 TARGETS = ("q", "k", "v", "o")
 
 
 class Fused(NamedTuple):
-    """One of several projections computed by a single module: equal parts, side by side."""
+    """q, k and v computed by one module.
+
+    Attributes:
+        path: Path of the module inside a layer.
+        layout: From a model's configuration, whose the module's output is: a word of the letters
+            q, k and v, each of which stands for an equal share of the columns, in order. ``"qkv"``
+            is three equal parts side by side, ``"qkvqkv"`` two heads with their own q, k and v,
+            ``"qqqqkv"`` four query heads that share a key and a value head.
+    """
 
     path: str
-    part: int
-    parts: int
+    layout: Callable[[Any], str]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of one model family.
+    """Module paths of one model family, and where its layers differ from a plain decoder's.
 
     Attributes:
-        layers: Path of the list of transformer layers, from the model with its language head.
+        layers: Path of the list of transformer layers, from the model with its language head; for
+            an encoder-decoder the encoder's and the decoder's.
         targets: Path inside a layer of the projections q, k, v and o.
         head: Path of the module that turns last hidden states into logits. Its input is cut to
-            the answer position.
+            the answer position. May depend on the configuration.
         mlp: Paths inside a layer of the first and the last module of the feed-forward part, which
             in the last layer runs at the answer position only.
-        kind: Whether the model predicts the next token or a masked one.
+        kind: Whether the model predicts the next token, a masked one, or with a decoder what its
+            encoder finds masked.
         reserved_positions: Rows of the position table that no token gets.
+        outputs: Values a layer returns, hidden states first; 1 is the bare tensor. The others
+            are attention weights, which nothing reads.
+        carries: Whether the others are read after all: what the first layer computes once (T5's
+            position biases) is handed on from layer to layer.
+        after_first: Path of a module that changes what the first layer passes to the second, in
+            models that have it (DeBERTa's convolution).
+        reused: Targets whose module a layer also runs on something that all prompts share
+            (DeBERTa's relative positions). A forward pass then has room for one candidate only.
+        label_rows: Whether the head's last layer may compute the label words' logits only: it is
+            linear, and nothing of the vocabulary's width is added to its output.
+        settings: Configuration that a model is loaded with whatever its own says.
     """
 
-    layers: str
-    targets: dict[str, str | Fused]
-    head: str
+    layers: str | tuple[str, str]
+    targets: Mapping[str, str | Fused]
+    head: str | Callable[[Any], str]
     mlp: tuple[str, str] | None = None
     kind: Kind = "causal"
     reserved_positions: int = 0
+    outputs: int = 1
+    carries: bool = False
+    after_first: str | None = None
+    reused: str = ""
+    label_rows: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _separate(prefix: str, q: str, k: str, v: str, o: str) -> dict[str, str | Fused]:
     return {t: f"{prefix}.{name}" for t, name in zip(TARGETS, (q, k, v, o), strict=True)}
+
+
+def _fused(qkv: str, o: str, layout: Callable[[Any], str]) -> dict[str, str | Fused]:
+    return {**dict.fromkeys("qkv", Fused(qkv, layout)), "o": o}
+
+
+def _parts(config: Any) -> str:
+    return "qkv"
+
+
+def _grouped_parts(config: Any) -> str:
+    heads, groups = int(config.num_attention_heads), int(config.num_key_value_heads)
+    return "q" * heads + "k" * groups + "v" * groups
+
+
+def _by_head(config: Any) -> str:
+    return "qkv" * int(config.num_attention_heads)
+
+
+def _falcon_layout(config: Any) -> str:
+    heads = int(config.num_attention_heads)
+    if config.new_decoder_architecture:
+        groups = int(config.num_kv_heads)
+        return ("q" * (heads // groups) + "kv") * groups
+    return "q" * heads + "kv" if config.multi_query else _by_head(config)
 
 
 _LLAMA = Family(
@@ -69,14 +133,36 @@ FAMILIES: dict[str, Family] = {
     "qwen3": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "gemma3": replace(_LLAMA, layers="model.language_model.layers"),
     "smollm3": _LLAMA,
     "olmo2": _LLAMA,
+    "phi": replace(_LLAMA, targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "dense")),
+    "phi3": replace(
+        _LLAMA, targets=_fused("self_attn.qkv_proj", "self_attn.o_proj", _grouped_parts)
+    ),
     "gpt2": Family(
         layers="transformer.h",
-        targets={
-            **{t: Fused("attn.c_attn", i, 3) for i, t in enumerate("qkv")},
-            "o": "attn.c_proj",
-        },
+        targets=_fused("attn.c_attn", "attn.c_proj", _parts),
+        head="lm_head",
+        mlp=("mlp", "mlp"),
+    ),
+    "gpt_neo": Family(
+        layers="transformer.h",
+        targets=_separate("attn.attention", "q_proj", "k_proj", "v_proj", "out_proj"),
+        head="lm_head",
+        mlp=("mlp", "mlp"),
+        outputs=2,
+    ),
+    "gptj": Family(
+        layers="transformer.h",
+        targets=_separate("attn", "q_proj", "k_proj", "v_proj", "out_proj"),
+        head="lm_head",
+        mlp=("mlp", "mlp"),
+    ),
+    "gpt_neox": Family(
+        layers="gpt_neox.layers",
+        targets=_fused("attention.query_key_value", "attention.dense", _by_head),
         head="lm_head",
         mlp=("mlp", "mlp"),
     ),
@@ -84,6 +170,20 @@ FAMILIES: dict[str, Family] = {
         layers="model.decoder.layers",
         targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
         head="lm_head",
+    ),
+    "bloom": Family(
+        layers="transformer.h",
+        targets=_fused("self_attention.query_key_value", "self_attention.dense", _by_head),
+        head="lm_head",
+        mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        outputs=2,
+    ),
+    "falcon": Family(
+        layers="transformer.h",
+        targets=_fused("self_attention.query_key_value", "self_attention.dense", _falcon_layout),
+        head="lm_head",
+        mlp=("mlp", "mlp"),
+        outputs=2,
     ),
     "bert": Family(
         layers="bert.encoder.layer",
@@ -100,10 +200,61 @@ FAMILIES: dict[str, Family] = {
         kind="masked",
         reserved_positions=2,
     ),
+    "electra": Family(
+        layers="electra.encoder.layer",
+        targets=_BERT_TARGETS,
+        head="generator_predictions",
+        mlp=("intermediate", "output.dense"),
+        kind="masked",
+    ),
+    "distilbert": Family(
+        layers="distilbert.transformer.layer",
+        targets=_separate("attention", "q_lin", "k_lin", "v_lin", "out_lin"),
+        head="vocab_transform",
+        mlp=("ffn", "ffn"),
+        kind="masked",
+    ),
+    "deberta-v2": Family(
+        layers="deberta.encoder.layer",
+        targets=_separate(
+            "attention", "self.query_proj", "self.key_proj", "self.value_proj", "output.dense"
+        ),
+        head=lambda config: "cls" if config.legacy else "lm_predictions",
+        mlp=("intermediate", "output.dense"),
+        kind="masked",
+        outputs=2,
+        after_first="deberta.encoder.conv",
+        reused="qk",
+        label_rows=False,
+        settings={"legacy": False},  # the published weights have the other head
+    ),
+    "modernbert": Family(
+        layers="model.layers",
+        targets=_fused("attn.Wqkv", "attn.Wo", _parts),
+        head="head",
+        mlp=("mlp", "mlp"),
+        kind="masked",
+    ),
+    "t5": Family(
+        layers=("encoder.block", "decoder.block"),
+        targets=_separate("layer.0.SelfAttention", "q", "k", "v", "o"),
+        head="lm_head",
+        kind="seq2seq",
+        outputs=3,
+        carries=True,
+    ),
+    "bart": Family(
+        layers=("model.encoder.layers", "model.decoder.layers"),
+        targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
+        head="lm_head",
+        mlp=("fc1", "fc2"),
+        kind="seq2seq",
+        label_rows=False,
+    ),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """One projection of one layer: the module that computes it and its columns in the output.
 
@@ -115,7 +266,9 @@ class Target:
         in_features: Width h of the module's input.
         width: Width of the module's output.
         out_features: Width o of this projection.
-        columns: Where the projection lies in the module's output; None if it is all of it.
+        columns: Where the projection lies in the module's output, as an index of columns: a slice,
+            or (o,) integers where heads of q, k and v take turns.
+        reused: Whether the layer also runs the module on something that all prompts share.
     """
 
     name: str
@@ -125,7 +278,8 @@ class Target:
     in_features: int
     width: int
     out_features: int
-    columns: tuple[int, int] | None = None
+    columns: slice | Tensor
+    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,24 +288,32 @@ class Architecture:
 
     Attributes:
         model: The model with its language head; never edited.
-        kind: ``"causal"`` or ``"masked"``.
-        layers: The transformer layers, first to last.
+        family: The row.
+        layers: The transformer layers, first to last; a decoder's after its encoder's.
+        stacks: Which layers follow each other directly: all, or the encoder's and the decoder's.
         targets: For each layer, its targets by name.
+        after_first: The module between the first layer and the second; None in most models.
         head: The module that turns hidden states into logits.
         tail: First and last module of each part of the last layer that works position by position;
             the answer position is all that is needed of them.
-        output: The last linear layer of the head, one row a vocabulary entry.
-        first_position: What the model calls the place of a prompt's first token.
+        output: The last linear layer of the head, one row a vocabulary entry; None if it cannot be
+            cut to the label words' rows.
     """
 
     model: PreTrainedModel
-    kind: Kind
+    family: Family
     layers: tuple[nn.Module, ...]
+    stacks: tuple[range, ...]
     targets: tuple[dict[str, Target], ...]
+    after_first: nn.Module | None
     head: nn.Module
     tail: tuple[tuple[nn.Module, nn.Module], ...]
-    output: nn.Module
-    first_position: int
+    output: nn.Module | None
+
+    @property
+    def kind(self) -> Kind:
+        """``"causal"``, ``"masked"`` or ``"seq2seq"``."""
+        return self.family.kind
 
     @property
     def hidden_size(self) -> int:
@@ -177,7 +339,8 @@ def describe(model: PreTrainedModel, targets: tuple[str, ...] = ("q", "v")) -> A
     """Find a model's layers, target projections and head.
 
     Args:
-        model: A model with a language head (``...ForCausalLM`` or ``...ForMaskedLM``).
+        model: A model with a language head (``...ForCausalLM``, ``...ForMaskedLM`` or
+            ``...ForConditionalGeneration``).
         targets: Which of q, k, v, o get a delta.
 
     Raises:
@@ -190,30 +353,36 @@ def describe(model: PreTrainedModel, targets: tuple[str, ...] = ("q", "v")) -> A
     for target in targets:
         if target not in family.targets:
             raise unknown("target", target, family.targets)
+    paths = (family.layers,) if isinstance(family.layers, str) else family.layers
+    head_path = family.head if isinstance(family.head, str) else family.head(model.config)
     output: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     try:
-        layers = tuple(model.get_submodule(family.layers).children())
-        head = model.get_submodule(family.head)
+        stacks = [tuple(model.get_submodule(path).children()) for path in paths]
+        head = model.get_submodule(head_path)
     except AttributeError:
         output = None
     if output is None:
-        wanted = "ForCausalLM" if family.kind == "causal" else "ForMaskedLM"
         raise UserError(
             f"{type(model).__name__} has no language head to read label words from; load the "
-            f"model with AutoModel{wanted}."
+            f"model with {AUTO_MODELS[family.kind].__name__}."
         )
+    bounds = accumulate(map(len, stacks), initial=0)
+    layers = tuple(layer for stack in stacks for layer in stack)
+    modules = dict(model.named_modules())
     return Architecture(
         model=model,
-        kind=family.kind,
+        family=family,
         layers=layers,
+        stacks=tuple(range(start, stop) for start, stop in pairwise(bounds)),
         targets=tuple(
-            {t: _target(t, layer, f"{family.layers}.{i}", family.targets[t]) for t in targets}
-            for i, layer in enumerate(layers)
+            {t: _target(t, layer, f"{path}.{i}", family, model.config) for t in targets}
+            for path, stack in zip(paths, stacks, strict=True)
+            for i, layer in enumerate(stack)
         ),
+        after_first=modules.get(family.after_first) if family.after_first else None,
         head=head,
         tail=_tail(family, layers[-1]),
-        output=output,
-        first_position=family.reserved_positions,
+        output=output if family.label_rows else None,
     )
 
 
@@ -225,22 +394,37 @@ def _tail(family: Family, last: nn.Module) -> tuple[tuple[nn.Module, nn.Module],
     return tuple((last.get_submodule(first), last.get_submodule(end)) for first, end in parts)
 
 
-def _target(name: str, layer: nn.Module, layer_path: str, place: str | Fused) -> Target:
-    fused = place if isinstance(place, Fused) else Fused(place, 0, 1)
-    module = layer.get_submodule(fused.path)
+def _target(name: str, layer: nn.Module, layer_path: str, family: Family, config: Any) -> Target:
+    place = family.targets[name]
+    path = place.path if isinstance(place, Fused) else place
+    module = layer.get_submodule(path)
     in_features, width = _features(module)
-    out_features = width // fused.parts
-    start = fused.part * out_features
+    columns: slice | Tensor = slice(None)
+    out_features = width
+    if isinstance(place, Fused):
+        layout = place.layout(config)
+        share = width // len(layout)
+        columns = _columns(layout, name, share)
+        out_features = share * layout.count(name)
     return Target(
         name=name,
         module=module,
-        path=f"{layer_path}.{fused.path}",
-        place=fused.path,
+        path=f"{layer_path}.{path}",
+        place=path,
         in_features=in_features,
         width=width,
         out_features=out_features,
-        columns=(start, start + out_features) if fused.parts > 1 else None,
+        columns=columns,
+        reused=name in family.reused,
     )
+
+
+def _columns(layout: str, name: str, share: int) -> slice | Tensor:
+    """Columns of a projection in a fused module's output, each letter having ``share`` of them."""
+    owned = [i for i, letter in enumerate(layout) if letter == name]
+    if owned[-1] - owned[0] + 1 == len(owned):
+        return slice(owned[0] * share, (owned[-1] + 1) * share)
+    return (share * torch.tensor(owned)[:, None] + torch.arange(share)).flatten()
 
 
 def _features(module: nn.Module) -> tuple[int, int]:

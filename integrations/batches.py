@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from integrations.architectures import Kind
@@ -35,8 +36,9 @@ class PromptBatch:
             it counts right by itself.
         segments: Where prompts lie in the row, if they share one.
         answer_rows: (N,) row of each prompt.
-        answers: (N,) answer position in that row.
+        answers: (N,) answer position in that row; with a decoder, in its input's.
         labels: (N,) right labels.
+        decoder_ids: (R, S) input of the decoder; None for models without one.
     """
 
     order: Tensor
@@ -48,6 +50,7 @@ class PromptBatch:
     answer_rows: Tensor
     answers: Tensor
     labels: Tensor
+    decoder_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -56,6 +59,13 @@ class PromptBatch:
     def rows(self) -> int:
         """Rows R."""
         return self.ids.shape[0]
+
+    @property
+    def decoder_real(self) -> Tensor:
+        """(R, S) whether a token of the decoder's input counts: it ends where it answers."""
+        assert self.decoder_ids is not None
+        places = torch.arange(self.decoder_ids.shape[1], device=self.ids.device)
+        return places <= self.answers[:, None]
 
     def run(self, model: PreTrainedModel, copies: int = 1) -> Any:
         """Call a model on the batch.
@@ -71,6 +81,7 @@ class PromptBatch:
             "input_ids": self.ids,
             "attention_mask": self.mask,
             "position_ids": self.positions,
+            "decoder_input_ids": self.decoder_ids,
         }
         given = {name: x.repeat(copies, 1) for name, x in inputs.items() if x is not None}
         with attend_within(model, self.segments):
@@ -84,7 +95,8 @@ class PromptBatch:
     def put_back(self, y: Tensor) -> Tensor:
         """The (P * R, T, width) that has (P * N, 1, width) at the answers and zeros elsewhere."""
         copies = len(y) // len(self)
-        x = y.new_zeros(copies, self.rows, self.ids.shape[1], y.shape[-1])
+        ids = self.ids if self.decoder_ids is None else self.decoder_ids
+        x = y.new_zeros(copies, *ids.shape, y.shape[-1])
         x[:, self.answer_rows, self.answers] = y.view(copies, len(self), -1)
         return x.flatten(0, 1)
 
@@ -215,13 +227,11 @@ def _pad(
 ) -> PromptBatch:
     """A prompt a row, as long as the longest."""
     chosen = [prompts[i] for i in group]
-    width = max(len(prompt.ids) for prompt in chosen)
-    ids = torch.full((len(group), width), pad_id, dtype=torch.long)
-    real = torch.zeros((len(group), width), dtype=torch.bool)
-    for row, prompt in enumerate(chosen):
-        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        real[row, : len(prompt.ids)] = True
-    needs_mask = kind == "masked" and not bool(real.all())
+    ids = _padded([prompt.ids for prompt in chosen], pad_id)
+    real = _padded([[True] * len(prompt.ids) for prompt in chosen], False)
+    needs_mask = kind != "causal" and not bool(real.all())
+    # Padding of a decoder's input comes after the answer, which does not look beyond.
+    decoder_ids = _padded([prompt.decoder_ids for prompt in chosen], pad_id)
     return PromptBatch(
         order=torch.tensor(group),
         ids=ids.to(device),
@@ -232,4 +242,11 @@ def _pad(
         answer_rows=torch.arange(len(group), device=device),
         answers=torch.tensor([prompt.answer for prompt in chosen], device=device),
         labels=torch.tensor([prompt.label for prompt in chosen], device=device),
+        decoder_ids=decoder_ids.to(device) if kind == "seq2seq" else None,
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
+    """One matrix, short rows filled up on the right."""
+    tensors = [torch.tensor(row) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=filling)

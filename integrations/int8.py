@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from integrations.architectures import family_of
+from integrations.architectures import describe
 from integrations.errors import UserError
 
 LARGEST = 127
@@ -79,7 +79,7 @@ def quantize_layers(model: PreTrainedModel) -> PreTrainedModel:
             "device='cpu', or quantized by bitsandbytes or torchao for a GPU."
         )
     replaced = 0
-    for layer in model.get_submodule(family_of(model.config.model_type).layers).children():
+    for layer in describe(model).layers:
         for name, module in [*layer.named_modules()]:
             if isinstance(module, nn.Linear):
                 weight = module.weight

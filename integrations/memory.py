@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from integrations.architectures import Architecture
+from integrations.batches import make_batches
 from integrations.errors import UserError
 from integrations.prompts import Prompt
 
@@ -91,8 +92,8 @@ def bytes_per_token(arch: Architecture, prompt: Prompt, *, all_logits: bool) -> 
     leaves = [module for module in places if not [*module.children()]]
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
     try:
-        ids = torch.tensor([prompt.ids], device=arch.model.device)
-        arch.model(input_ids=ids, use_cache=False)
+        (batch,) = make_batches([prompt], 0, arch.kind, arch.model.device)
+        batch.run(arch.model)
     finally:
         for handle in handles:
             handle.remove()

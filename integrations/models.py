@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from integrations.architectures import family_of
+from integrations.architectures import AUTO_MODELS, family_of
 from integrations.errors import UserError
 from integrations.int8 import quantize_layers
 from integrations.smollm2 import NAME as SMOLLM2
@@ -44,8 +42,8 @@ def load_model(
         device: Where the model goes, such as ``"cuda:1"``; None: a GPU if there is one.
 
     Raises:
-        UserError: If there is no such model, its family is not in the table, or the device or
-            type cannot be used.
+        UserError: If there is no such model, its family is not in the table, it was saved without
+            its language head, or the device or type cannot be used.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,14 +63,21 @@ def load_model(
             f"{SMOLLM2!r}."
         ) from error
     family = family_of(config.model_type)
-    auto = AutoModelForCausalLM if family.kind == "causal" else AutoModelForMaskedLM
     try:
-        model: Any = auto.from_pretrained(place, dtype=DTYPES[dtype])
+        model: Any
+        model, report = AUTO_MODELS[family.kind].from_pretrained(
+            place, dtype=DTYPES[dtype], output_loading_info=True, **family.settings
+        )
         model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0]
         raise UserError(f"model {name!r} cannot be loaded on {device}: {line}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"model {name!r} was saved without some weights of {type(model).__name__}, such as "
+            f"{missing[0]!r}; choose one that was trained with its language head."
+        )
     if dtype == "int8":
         model = quantize_layers(model)
     return model.eval(), tokenizer

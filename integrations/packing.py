@@ -54,7 +54,7 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
         True if the model takes positions, its attention is torch's and can be exchanged, and no
         prompt is longer than a window that the attention is limited to.
     """
-    config = model.config
+    config = model.config.get_text_config()
     windows = [getattr(config, name, None) for name in WINDOWS]
     return (
         bool(getattr(model, "_supports_attention_backend", False))

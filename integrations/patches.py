@@ -24,7 +24,7 @@ class Patches(ExitStack):
         handle = module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
         self.callback(handle.remove)
 
-    def after(self, module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def after(self, module: nn.Module, change: Callable[[Tensor, Any], Any]) -> None:
         """Replace a module's output y by ``change(x, y)``, x being its first input."""
         handle = module.register_forward_hook(lambda _, args, output: change(args[0], output))
         self.callback(handle.remove)

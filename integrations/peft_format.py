@@ -26,6 +26,7 @@ from lora_kernels import Factors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}  # PEFT knows no masked models
 # Settings under which a LoRA adapter is more than a multiple of B A added to a projection.
 _BEYOND = (
     "use_dora",
@@ -65,13 +66,13 @@ def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if arch.kind == "causal" else None,
+        "task_type": _TASK_TYPES.get(arch.kind),
         "base_model_name_or_path": arch.model.name_or_path,
         "r": full_rank,
         "lora_alpha": full_rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": list(first),
+        "target_modules": _module_names(arch, list(first)),
         "fan_in_fan_out": any(isinstance(m[0].module, Conv1D) for m in first.values()),
         "inference_mode": True,
     }
@@ -119,8 +120,7 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
                     f"{fitting[1]} for this model and r = {rank}. Load it with the model it was "
                     f"made for: {config.get('base_model_name_or_path')!r}."
                 )
-            columns = slice(*target.columns) if target.columns else slice(None)
-            b = scale * b.mT[:, columns]
+            b = scale * b.mT[:, target.columns]
             if a.any() and b.any():
                 factors[name] = Factors(a[None].contiguous(), b[None].contiguous())
         if factors:
@@ -131,6 +131,14 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
             f"{type(arch.model).__name__}; expected LoRA weights of q, k, v or o only."
         )
     return adapter
+
+
+def _module_names(arch: Architecture, places: list[str]) -> list[str]:
+    """The tuned modules by their names in a layer, in full if other modules end like that too."""
+    paths = [target.path for targets in arch.targets for target in targets.values()]
+    ends = tuple(f".{place}" for place in places)
+    others = {name for name, _ in arch.model.named_modules() if name.endswith(ends)} - {*paths}
+    return list(dict.fromkeys(paths)) if others else places
 
 
 def _by_module(targets: Mapping[str, Target]) -> dict[str, list[Target]]:
@@ -151,9 +159,8 @@ def _stacked(
     for target in members:
         if (f := factors.get(target.name)) is not None:
             rows = slice(start, start + f.rank)
-            columns = slice(*target.columns) if target.columns else slice(None)
             a[rows] = f.A[0].to(a)
-            b[columns, rows] = f.B[0].mT.to(b)
+            b[target.columns, rows] = f.B[0].mT.to(b)
             start += f.rank
     return a, b
 

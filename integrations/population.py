@@ -105,10 +105,11 @@ class PopulationEvaluator:
             arch.kind,
             device,
             layout=layout,
-            first_position=arch.first_position,
+            first_position=arch.family.reserved_positions,
             max_tokens=min(MOST_TOKENS[layout], plan.pass_tokens),
         )
-        self.block_size = speedups.blocks
+        one_at_a_time = any(target.reused for target in arch.targets[0].values())
+        self.block_size = 1 if one_at_a_time else speedups.blocks
         self._most_candidates = plan.pass_tokens // max(b.ids.numel() for b in self.batches)
         self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes)
 
@@ -194,15 +195,19 @@ class PopulationEvaluator:
                     shared.of(number) if share else None,
                     batch.rows,
                 )
+            output = self.arch.output if self.speedups.answer_head else None
             if self.speedups.answer_head:
                 for first, last in self.arch.tail:
                     patches.before(first, batch.at_answers)
                     patches.after(last, lambda _, y: batch.put_back(y))
                 patches.before(self.arch.head, batch.at_answers)
-                _keep_label_words(patches, self.arch.output, self.label_ids)
+            if output is not None:
+                _keep_label_words(patches, output, self.label_ids)
             logits = batch.run(self.arch.model, copies).logits
         if not self.speedups.answer_head:
-            logits = batch.at_answers(logits)[..., self.label_ids]
+            logits = batch.at_answers(logits)
+        if output is None:
+            logits = logits[..., self.label_ids]
         by_candidate: Tensor = logits.float().view(copies, len(batch), -1)
         return by_candidate
 
@@ -280,8 +285,9 @@ def _tune_layer(
     for target, factors in targets:
         by_module.setdefault(target.module, []).append((target, factors))
     for module, members in by_module.items():
-        # The output projection's input already depends on the candidate.
-        if shared is None or any(target.name == "o" for target, _ in members):
+        # The output projection's input already depends on the candidate, and a reused module has
+        # several.
+        if shared is None or any(target.name == "o" or target.reused for target, _ in members):
 
             def change(
                 x: Tensor, y: Tensor, members: list[tuple[Target, Factors]] = members

@@ -28,7 +28,8 @@ class PrefixCache:
     Args:
         arch: The model.
         batches: The prompts.
-        max_bytes: Most memory for states; the one in use is kept in any case.
+        max_bytes: Most memory for states; the one in use, and what leaves an encoder, is kept in
+            any case.
     """
 
     def __init__(self, arch: Architecture, batches: Sequence[PromptBatch], max_bytes: int) -> None:
@@ -36,6 +37,10 @@ class PrefixCache:
         self.batches = batches
         self.max_bytes = max_bytes
         self._states: list[dict[int, tuple[tuple[int, ...], Tensor]]] = [{} for _ in batches]
+        # By number of the stack: what left an encoder, and what its layers hand on besides states.
+        # A decoder's states are dropped with the deltas that they and the encoder's were made of.
+        self._left: list[dict[int, Tensor]] = [{} for _ in batches]
+        self._rest: list[dict[int, tuple[Any, ...]]] = [{} for _ in batches]
 
     def resume(
         self, patches: Patches, number: int, layer: int, adapter: Adapter, copies: int
@@ -51,7 +56,7 @@ class PrefixCache:
         """
         if layer > 0:
             states = self.entering(number, layer, adapter)
-            self._skip(patches, layer, states.repeat(copies, 1, 1))
+            self._skip(patches, number, layer, states, copies)
 
     def entering(self, number: int, layer: int, adapter: Adapter) -> Tensor:
         """Hidden states (N, T, h) of a batch that enter a layer.
@@ -84,7 +89,8 @@ class PrefixCache:
 
         with Patches() as patches:
             if start > 0:
-                self._skip(patches, start, states[start][1])
+                self._skip(patches, number, start, states[start][1])
+            self._note(patches, number)
             patches.add_deltas(adapter.deltas(start, stop))
             for layer in range(start + 1, stop + 1):
                 patches.before(self.arch.layers[layer], keep(layer))
@@ -92,14 +98,49 @@ class PrefixCache:
                 batch.run(self.arch.model)
         self._evict(number, stop)
 
-    def _skip(self, patches: Patches, layer: int, states: Tensor) -> None:
-        """Let layers before ``layer`` do nothing but hand on its entering states."""
+    def _note(self, patches: Patches, number: int) -> None:
+        """Note what leaves each stack but the last, and what its first layer hands on."""
+        arch = self.arch
 
-        def hand_on(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return states
+        def leave(stack: int) -> Callable[[Tensor, Any], Any]:
+            def record(x: Tensor, y: Any) -> Any:
+                self._left[number][stack] = y if arch.family.outputs == 1 else y[0]
+                return y
 
-        for skipped in self.arch.layers[:layer]:
-            patches.replace(skipped, hand_on)
+            return record
+
+        def carry(stack: int) -> Callable[[Tensor, Any], Any]:
+            def record(x: Tensor, y: Any) -> Any:
+                self._rest[number][stack] = y[1:]
+                return y
+
+            return record
+
+        for stack, members in enumerate(arch.stacks):
+            if stack < len(arch.stacks) - 1:
+                patches.after(arch.layers[members[-1]], leave(stack))
+            if arch.family.carries:
+                patches.after(arch.layers[members[0]], carry(stack))
+
+    def _skip(
+        self, patches: Patches, number: int, layer: int, states: Tensor, copies: int = 1
+    ) -> None:
+        """Let layers before ``layer`` do nothing but hand on its entering states.
+
+        Those of an encoder before a decoder's layer hand on what leaves the encoder.
+        """
+        arch = self.arch
+        for stack, members in enumerate(arch.stacks):
+            x = states if layer in members else self._left[number][stack]
+            x = x.repeat(copies, 1, 1)
+            rest = self._rest[number].get(stack, (None,) * (arch.family.outputs - 1))
+            for index in members:
+                if index < layer:
+                    patches.replace(arch.layers[index], _always((x, *rest) if rest else x))
+            if stack == 0 and arch.after_first is not None:
+                patches.replace(arch.after_first, _always(x))
+            if layer in members:
+                break
 
     def _evict(self, number: int, keep: int) -> None:
         """Drop states until each batch has its share of the memory.
@@ -119,6 +160,10 @@ class PrefixCache:
                 if layer != keep
             }
             del states[min(layers_back, key=lambda layer: (layers_back[layer], -layer))]
+
+
+def _always(output: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: output
 
 
 def _below(adapter: Adapter, layer: int) -> tuple[int, ...]:

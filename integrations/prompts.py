@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,6 +14,8 @@ from integrations.tasks.example import Example
 from integrations.tasks.task import MASK, Task, pattern_fields
 
 MAX_LENGTH = 512
+SENTINEL = "<extra_id_0>"
+"""What T5 puts in the place of a masked span, and then says before the span itself."""
 
 # Texts longer than these many characters a token of the prompt are cut before they are tokenized,
 # so that a book takes no longer than a page. Text in no language comes near it.
@@ -21,8 +24,9 @@ CHARACTERS_PER_TOKEN = 32
 
 def longest_prompt(model: PreTrainedModel) -> int:
     """Tokens a prompt may have: 512, or fewer if the model has fewer positions."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
+    config = getattr(model.config, "text_config", model.config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # relative positions only
         return MAX_LENGTH
     return int(min(MAX_LENGTH, positions - family_of(model.config.model_type).reserved_positions))
 
@@ -33,28 +37,35 @@ class Prompt:
 
     Attributes:
         ids: Token ids.
-        answer: Position whose output predicts the label word.
+        answer: Position whose output predicts the label word; with a decoder, in its input.
         label: Index of the right label word.
+        decoder_ids: Input of the decoder; empty for models without one.
     """
 
     ids: tuple[int, ...]
     answer: int
     label: int
+    decoder_ids: tuple[int, ...] = ()
 
 
 class Encoder:
     """Encodes a task's examples for one tokenizer and kind of model.
 
+    An encoder-decoder gets the same prompt as a masked model, and its decoder what it would have
+    said before the label word in pretraining: the sentinel that marks the span (T5, arXiv
+    1910.10683, section 3.1.4), or the text up to the mask (BART, arXiv 1910.13461, section 2.2,
+    where the decoder says the whole text).
+
     Args:
         task: The task.
         tokenizer: The model's tokenizer.
-        kind: ``"causal"`` or ``"masked"``.
+        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
         max_length: Longest prompt in tokens. Longer ones lose the end of their longest field,
             never a part of the pattern.
 
     Raises:
-        UserError: If the tokenizer has no mask token for a masked model, a label word is unknown
-            to it, or two label words begin with the same token.
+        UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, a
+            label word is unknown to it, or two label words begin with the same token.
     """
 
     def __init__(
@@ -69,11 +80,7 @@ class Encoder:
         self.kind = kind
         self.pattern = task.pattern(kind)
         self.max_length = max_length
-        if kind == "masked" and tokenizer.mask_token is None:
-            raise UserError(
-                f"task {task.name!r} asks a masked model, but the tokenizer has no mask token; "
-                "use a model with a masked-language head or a causal one with its tokenizer."
-            )
+        self.blank = self._blank()
         self.label_ids = self._label_ids()
 
     @property
@@ -87,16 +94,48 @@ class Encoder:
         prompts = []
         for example in examples:
             ids = self._fit(dict(example.fields))
-            prompts.append(Prompt(tuple(ids), self._answer(ids), example.label))
+            answer = self._answer(ids)
+            decoder_ids: tuple[int, ...] = ()
+            if self.kind == "seq2seq":
+                decoder_ids = self._decoder_ids(ids[:answer])
+                answer = len(decoder_ids) - 1
+            prompts.append(Prompt(tuple(ids), answer, example.label, decoder_ids))
         return prompts
+
+    def _blank(self) -> str | None:
+        """What stands in the place of the label word; None for causal models."""
+        if self.kind == "causal":
+            return None
+        if self.kind == "seq2seq" and SENTINEL in self.tokenizer.all_special_tokens:
+            return SENTINEL
+        needed = {"mask": self.tokenizer.mask_token}
+        if self.kind == "seq2seq":  # a decoder begins with it
+            needed["closing"] = self.tokenizer.eos_token
+        for name, token in needed.items():
+            if token is None:
+                raise UserError(
+                    f"task {self.task.name!r} asks a {self.kind} model, but the tokenizer has no "
+                    f"{name} token; use a model with a masked-language head or a causal one with "
+                    "its tokenizer."
+                )
+        return str(self.tokenizer.mask_token)
+
+    def _decoder_ids(self, before: list[int]) -> tuple[int, ...]:
+        """The decoder's input up to the answer, given the prompt's tokens before the blank."""
+        if self.blank == SENTINEL:
+            return self.pad_id, self._id(SENTINEL)
+        return self._id(str(self.tokenizer.eos_token)), *before
+
+    def _id(self, token: str) -> int:
+        found: Any = self.tokenizer.convert_tokens_to_ids(token)
+        return int(found)
 
     def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
         """Token ids of the filled pattern, with a label word in place if one is given."""
-        if self.kind == "masked":
-            mask = str(self.tokenizer.mask_token)
+        if self.blank is not None:
             # A mask in a field would be taken for the answer.
-            fields = {name: text.replace(mask, "") for name, text in fields.items()}
-            text = self.pattern.format(**fields, **{MASK: answer or mask})
+            fields = {name: text.replace(self.blank, "") for name, text in fields.items()}
+            text = self.pattern.format(**fields, **{MASK: answer or self.blank})
             return list(self.tokenizer(text)["input_ids"])
         text = self.pattern.format(**fields) + (f" {answer}" if answer else "")
         ids = list(self.tokenizer(text)["input_ids"])
@@ -106,7 +145,9 @@ class Encoder:
         return ids
 
     def _answer(self, ids: list[int]) -> int:
-        return ids.index(self.tokenizer.mask_token_id) if self.kind == "masked" else len(ids) - 1
+        if self.blank is None:
+            return len(ids) - 1
+        return ids.index(self._id(self.blank))
 
     def _fit(self, fields: dict[str, str]) -> list[int]:
         """Token ids of the filled pattern, the longest fields cut to as much as fits."""
@@ -135,7 +176,7 @@ class Encoder:
         """First token of each label word as it is encoded in the pattern."""
         fields = dict.fromkeys(self._field_names(), "It")
         bare = self._ids(fields)
-        position = self._answer(bare) if self.kind == "masked" else len(bare)
+        position = len(bare) if self.blank is None else self._answer(bare)
         found: dict[int, str] = {}
         for word in self.task.label_words:
             ids = self._ids(fields, word)

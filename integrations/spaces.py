@@ -165,12 +165,18 @@ def _linear_default(n: int, part_dim: int, seed: int, stream: int) -> StoredProj
     return StoredProjection(torch.from_numpy(weight))
 
 
+def _real(arch: Architecture, layer: int, batch: PromptBatch) -> torch.Tensor:
+    """Which positions of a layer's (R, T, width) belong to real tokens, (R, T)."""
+    return batch.real if layer in arch.stacks[0] else batch.decoder_real
+
+
 @torch.inference_mode()
 def _measure_targets(
     arch: Architecture, batches: Sequence[PromptBatch]
 ) -> list[dict[str, TargetScale]]:
     """Input norm and output root mean square of every target over the prompts."""
     sums: dict[tuple[int, str], np.ndarray] = {}
+    seen: set[tuple[int, str]] = set()
     with Patches() as patches:
         current: list[PromptBatch] = []
         for index, targets in enumerate(arch.targets):
@@ -181,10 +187,14 @@ def _measure_targets(
                     x: torch.Tensor,
                     y: torch.Tensor,
                     total: np.ndarray = total,
+                    index: int = index,
                     target: Target = target,
                 ) -> torch.Tensor:
-                    inputs, outputs = x[current[-1].real], y[current[-1].real]
-                    outputs = outputs[:, slice(*target.columns)] if target.columns else outputs
+                    if (index, target.name) in seen:  # a module's reuse on what is no prompt
+                        return y
+                    seen.add((index, target.name))
+                    real = _real(arch, index, current[-1])
+                    inputs, outputs = x[real], y[real][:, target.columns]
                     total += (
                         inputs.float().square().sum().item(),
                         outputs.float().square().mean(dim=1).sum().item(),
@@ -195,6 +205,7 @@ def _measure_targets(
                 patches.after(target.module, record)
         for batch in batches:
             current.append(batch)
+            seen.clear()
             batch.run(arch.model)
     return [
         {
@@ -217,7 +228,7 @@ def _measure_hidden(arch: Architecture, batches: Sequence[PromptBatch]) -> list[
         for index, layer in enumerate(arch.layers):
 
             def record(x: torch.Tensor, index: int = index) -> torch.Tensor:
-                states[index].append(x[current[-1].real].float().flatten())
+                states[index].append(x[_real(arch, index, current[-1])].float().flatten())
                 return x
 
             patches.before(layer, record)

@@ -63,7 +63,7 @@ def apply_deltas(
     scale: float = 1.0,
     backend: str | None = None,
     *,
-    columns: slice | tuple[int, int] | None = None,
+    columns: slice | tuple[int, int] | Tensor | None = None,
     precision: str = "tf32x3",
     autotune: bool = False,
 ) -> Tensor:
@@ -79,8 +79,9 @@ def apply_deltas(
         factors: P candidates.
         scale: Factor of the deltas.
         backend: "triton", "cpu" or "reference"; None chooses by x's device.
-        columns: Where the delta goes in a fused projection's output, as a slice or as (start,
-            stop); the other columns are base's. None: the delta is as wide as base.
+        columns: Where the delta goes in a fused projection's output, as a slice, as (start, stop)
+            or, where it is not one stretch, as (o,) integers; the other columns are base's. None:
+            the delta is as wide as base.
         precision: How the triton backend multiplies float32 on NVIDIA tensor cores: "tf32x3" to
             nearly float32's accuracy in three products, "tf32" in one with ten-bit mantissas.
             Other backends and types know one way only.
@@ -92,6 +93,8 @@ def apply_deltas(
     Raises:
         ValueError: If shapes, types or devices don't fit, or the backend can't be used.
     """
+    if isinstance(columns, Tensor):
+        factors, columns = _spread(factors, columns, base.shape[-1]), None
     start = _check(x, base, factors, columns)
     if precision not in ops.PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(ops.PRECISIONS)}; got {precision!r}")
@@ -133,6 +136,17 @@ def _check(
             + ", ".join(f"{dtype} on {device}" for dtype, device in kinds)
         )
     return _first_column(base.shape[-1], out_features, columns)
+
+
+def _spread(factors: Factors, columns: Tensor, width: int) -> Factors:
+    """The same deltas as wide as the module's output, zero outside their columns."""
+    if columns.shape != factors.B.shape[2:] or columns.is_floating_point():
+        raise ValueError(
+            f"B gives deltas {factors.B.shape[2]} wide, so columns must be as many integers; got"
+            f" shape {tuple(columns.shape)} of {columns.dtype}"
+        )
+    b = factors.B.new_zeros(*factors.B.shape[:2], width)
+    return Factors(factors.A, b.index_copy(2, columns.to(b.device), factors.B))
 
 
 def _first_column(width: int, out_features: int, columns: slice | tuple[int, int] | None) -> int:

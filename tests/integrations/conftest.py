@@ -19,7 +19,7 @@ WORDS += ["and", "very", "lovely", "good", "dull", "poor"]
 
 @pytest.fixture(scope="session")
 def word_tokenizer():
-    """make(kind): whole words; [CLS] ... [SEP] for masked models, [BOS] ... for causal ones."""
+    """make(kind): whole words; [BOS] ... for causal models, [CLS] ... [SEP] for others."""
     words = SPECIAL + WORDS
     words += [f"w{i}" for i in range(VOCABULARY - len(words))]
     vocabulary = {word: i for i, word in enumerate(words)}
@@ -28,12 +28,14 @@ def word_tokenizer():
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]" if kind == "masked" else f"[BOS] $A {closing}".strip(),
+            single=f"[BOS] $A {closing}".strip() if kind == "causal" else "[CLS] $A [SEP]",
             special_tokens=list(vocabulary.items())[: len(SPECIAL)],
         )
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
         if kind == "causal":
             names = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
+        elif kind == "seq2seq":  # as BART's
+            names |= {"eos_token": "[SEP]"}
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", **names
         )
@@ -86,4 +88,5 @@ def toy_task():
         ]
 
     patterns = {"masked": "{text} . It was {mask} .", "causal": "{text} . It was"}
+    patterns["seq2seq"] = patterns["masked"]
     return Task("toy", patterns, ("bad", "great")).with_splits(*(examples(i) for i in range(3)))

@@ -1,5 +1,6 @@
 """Batches: which prompts go through the model together, and where each lies."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -130,6 +131,18 @@ def test_packed_prompts_lie_end_to_end(lengths, max_tokens, first_position):
     assert sorted(seen) == list(range(len(lengths)))
 
 
+def test_decoder_inputs_are_padded_on_the_right_too():
+    prompts = [
+        replace(prompt, decoder_ids=(PAD, *prompt.ids[:n]), answer=n)
+        for n, prompt in enumerate(prompts_of(3, 5, 4))
+    ]
+    (batch,) = make_batches(prompts, PAD, "seq2seq", CPU, layout="padded")
+    assert batch.decoder_ids.tolist() == [[PAD, PAD, PAD], [PAD, 10, PAD], [PAD, 10, 11]]
+    assert batch.decoder_real.sum(dim=1).tolist() == [1, 2, 3]
+    assert batch.answers.tolist() == [0, 1, 2]
+    assert batch.mask.sum(dim=1).tolist() == [3, 5, 4]
+
+
 def test_a_mask_is_there_only_where_it_changes_anything():
     """A causal answer attends to nothing after it; prompts of one length have no padding."""
     (mixed,) = make_batches(prompts_of(3, 4), PAD, "masked", CPU)
@@ -174,9 +187,10 @@ def test_packed_prompts_do_not_see_each_other(family, copies):
     """More tokens in the row than the model has positions."""
     model = build_model(family)
     arch = describe(model)
-    prompts = random_prompts(kind_of(family), lengths=(9, 5, 30, 5, 7, 40, 9))
+    lengths = [n for n in (9, 5, 3, 30, 2, 5, 4, 7, 40, 9) if can_pack(model, n)]
+    prompts = random_prompts(kind_of(family), lengths)
     (batch,) = make_batches(
-        prompts, PAD, arch.kind, CPU, layout="packed", first_position=arch.first_position
+        prompts, PAD, arch.kind, CPU, layout="packed", first_position=arch.family.reserved_positions
     )
     with torch.inference_mode():
         logits = batch.at_answers(batch.run(model, copies).logits)

@@ -240,13 +240,13 @@ def test_a_run_without_a_config_of_the_table_names_the_row_to_add(
     dfo_lora, tune_arguments, tmp_path, word_tokenizer
 ):
     config = AutoConfig.for_model(
-        "gpt_neox", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
+        "stablelm", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     word_tokenizer("causal").save_pretrained(tmp_path)
     status, _, err = dfo_lora(*tune_arguments(model=tmp_path))
     assert status == 2
-    assert "'gpt_neox'" in err
+    assert "'stablelm'" in err
     assert "FAMILIES" in err
 
 

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from peft_reference import peft_losses
 from tiny import (
     CONFIGS,
+    FUSED,
     HIDDEN,
     LABEL_IDS,
     LAYERS,
     PAD,
+    VARIANTS,
     build_model,
     columns,
     kind_of,
@@ -17,29 +20,29 @@ from tiny import (
     random_factors,
     random_prompts,
 )
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModel, StableLmConfig, StableLmForCausalLM
 
 from integrations import PopulationEvaluator, UserError
 from integrations.architectures import FAMILIES, describe
 from integrations.metrics import cross_entropy
 
 ALL = ("q", "k", "v", "o")
+WIDE = ("qwen3", "gemma", "gemma2", "gemma3_text", "t5")  # heads wider than the hidden states
 
 
 def test_every_family_is_tested():
     assert set(CONFIGS) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *VARIANTS])
 def test_layers_targets_and_shapes(family):
     model = build_model(family)
     arch = describe(model, ALL)
-    heads = 4 * CONFIGS[family].get("head_dim", HIDDEN // 4)
-    groups = heads // 2 if "num_key_value_heads" in CONFIGS[family] else heads
+    heads, groups = heads_of(model)
     shapes = {"q": (HIDDEN, heads), "k": (HIDDEN, groups), "v": (HIDDEN, groups)}
     shapes["o"] = (heads, HIDDEN)
     assert (len(arch.layers), len(arch.targets)) == (LAYERS, LAYERS)
-    assert arch.kind == kind_of(family)
+    assert arch.kind == kind_of(model.config.model_type)
     for layer, targets in enumerate(arch.targets):
         assert list(targets) == list(ALL)
         for name, target in targets.items():
@@ -47,11 +50,26 @@ def test_layers_targets_and_shapes(family):
             assert target.module is model.get_submodule(target.path)
             assert target.module is arch.layers[layer].get_submodule(target.place)
             assert (target.in_features, target.out_features) == shapes[name]
-            assert slice(*(target.columns or (None,))) == columns(model, name)
+            every = torch.arange(target.width)
+            assert torch.equal(every[target.columns], every[columns(model, name)])
 
 
-CASES = [(family, ("q", "v"), rank) for family in FAMILIES for rank in (1, 4)]
-CASES += [(family, ALL, 4) for family in ("qwen3", "gpt2", "bert")]
+def heads_of(model):
+    """Widths of q and of k and v."""
+    config = getattr(model.config, "text_config", model.config)
+    head = config.head_dim if config.model_type in WIDE else HIDDEN // 4
+    groups = getattr(config, "num_key_value_heads", None) or 4
+    if config.model_type == "falcon":
+        one = config.multi_query and not config.new_decoder_architecture
+        groups = 1 if one else config.num_kv_heads
+    return 4 * head, groups * head
+
+
+CASES = [(family, ("q", "v"), 4) for family in FAMILIES]
+CASES += [(family, ("q", "v"), 1) for family in ("llama", "gpt2", "bloom", "roberta", "t5")]
+CASES += [
+    (family, ALL, 4) for family in (*FUSED, "qwen3", "bert", "deberta-v2", "t5", "bart", *VARIANTS)
+]
 
 
 @pytest.mark.parametrize(("family", "targets", "rank"), CASES)
@@ -61,7 +79,7 @@ def test_losses_are_those_of_peft_one_candidate_and_prompt_at_a_time(family, tar
     # The candidates' own layer has deltas in place as well, which they replace.
     adapter = random_adapter(arch, [0, 2, 3], rank)
     evaluator = PopulationEvaluator(arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
-    for layer in (LAYERS // 2, LAYERS - 1):
+    for layer in (1, LAYERS // 2, LAYERS - 1):
         candidates = random_factors(arch, layer, 6, rank, seed=1)
         losses = evaluator.evaluate(layer, candidates, adapter)
         expected = peft_losses(arch, layer, candidates, adapter, prompts)
@@ -77,14 +95,15 @@ def test_targets_must_be_known_and_named_once(targets):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_without_its_language_head_says_which_class_has_one(family):
-    wanted = "AutoModelForMaskedLM" if kind_of(family) == "masked" else "AutoModelForCausalLM"
-    with pytest.raises(UserError, match=f"Model has no language head.*{wanted}"):
-        describe(build_model(family).base_model)
+    wanted = {"masked": "MaskedLM", "causal": "CausalLM", "seq2seq": "Seq2SeqLM"}[kind_of(family)]
+    bare = AutoModel.from_config(build_model(family).config)
+    with pytest.raises(UserError, match=f"Model has no language head.*AutoModelFor{wanted}"):
+        describe(bare)
 
 
 def test_an_unknown_family_says_which_row_to_add():
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1))
+    model = StableLmForCausalLM(StableLmConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1))
     with pytest.raises(
-        UserError, match=r"add a row 'gpt_neox' to FAMILIES.*Known: bert, .*roberta"
+        UserError, match=r"add a row 'stablelm' to FAMILIES.*Known: bart, .*roberta"
     ):
         describe(model)

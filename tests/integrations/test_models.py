@@ -1,25 +1,37 @@
 """Models from a folder, and what is said where there is none."""
 
+import json
+
 import pytest
 import torch
-from tiny import build_model, kind_of
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from tiny import SEQ2SEQ, build_model, kind_of
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from integrations import UserError, load_model
+from integrations.architectures import FAMILIES
 
 IDS = torch.arange(10, 20)[None]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta"])
-def test_a_saved_model_and_its_tokenizer(family, word_tokenizer, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_has_its_language_head(family, word_tokenizer, tmp_path):
     saved = build_model(family)
     saved.train().save_pretrained(tmp_path)
     word_tokenizer(kind_of(family)).save_pretrained(tmp_path)
-    model, tokenizer = load_model(str(tmp_path), device="cpu")
+    model, _ = load_model(str(tmp_path), device="cpu")
+    assert type(model) is type(saved)
     assert not model.training
     assert model.dtype == torch.float32
+    inputs = {"input_ids": IDS} | ({"decoder_input_ids": IDS} if family in SEQ2SEQ else {})
     with torch.no_grad():
-        assert torch.equal(model(input_ids=IDS).logits, saved.eval()(input_ids=IDS).logits)
+        assert torch.equal(model(**inputs).logits, saved.eval()(**inputs).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "bart"])
+def test_a_model_comes_with_its_tokenizer(family, word_tokenizer, tmp_path):
+    build_model(family).save_pretrained(tmp_path)
+    word_tokenizer(kind_of(family)).save_pretrained(tmp_path)
+    _, tokenizer = load_model(str(tmp_path), device="cpu")
     assert (
         tokenizer("the film")["input_ids"] == word_tokenizer(kind_of(family))("the film").input_ids
     )
@@ -58,7 +70,28 @@ def test_a_folder_without_weights_or_without_a_tokenizer(tmp_path):
     refused(tmp_path, "cannot be loaded on cpu", device="cpu")
 
 
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_weights_without_a_language_head(family, word_tokenizer, tmp_path):
+    """transformers would draw the head at random."""
+    build_model(family).base_model.save_pretrained(tmp_path)
+    word_tokenizer("masked").save_pretrained(tmp_path)
+    refused(tmp_path, r"saved without some weights of \w+ForMaskedLM, such as '\w+", device="cpu")
+
+
+def test_deberta_gets_the_head_that_is_published(word_tokenizer, tmp_path):
+    """Published configurations leave out which one it is, and the default is the other."""
+    saved = build_model("deberta-v2")
+    saved.save_pretrained(tmp_path)
+    word_tokenizer("masked").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("legacy")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, _ = load_model(str(tmp_path), device="cpu")
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, saved(input_ids=IDS).logits)
+
+
 def test_a_family_that_is_not_in_the_table_is_refused_before_its_weights_are_read(tmp_path):
-    config = GPTNeoXConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1)
-    GPTNeoXForCausalLM(config).config.save_pretrained(tmp_path)
-    refused(tmp_path, "add a row 'gpt_neox' to FAMILIES")
+    config = StableLmConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1)
+    StableLmForCausalLM(config).config.save_pretrained(tmp_path)
+    refused(tmp_path, "add a row 'stablelm' to FAMILIES")

@@ -36,7 +36,10 @@ class Untouched:
         modes = [module.training for module in self.model.modules()]
         weights = {name: w.clone() for name, w in self.model.state_dict().items()}
         grads = [parameter.requires_grad for parameter in self.model.parameters()]
-        return hooks, modes, grads, weights, self.model(input_ids=self.ids).logits
+        inputs = {"input_ids": self.ids}
+        if self.model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = self.ids[:, :4]
+        return hooks, modes, grads, weights, self.model(**inputs).logits
 
     def check(self):
         *plain, weights, logits = self.look()
@@ -73,7 +76,7 @@ def test_after_an_evaluation(family, speedups):
 
 
 @pytest.mark.parametrize("speedups", SPEEDUPS, ids=["fast", "naive"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
 def test_after_a_loss_that_raises(family, speedups):
     model = build_model(family)
     untouched = Untouched(model)

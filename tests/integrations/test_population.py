@@ -46,7 +46,11 @@ STEPS = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "bert"])
+MEASURED = ["llama", "gpt2", "bert", "gpt_neox", "deberta-v2, convolution, own position keys"]
+MEASURED += ["deberta-v2", "t5", "bart"]
+
+
+@pytest.fixture(scope="module", params=MEASURED)
 def measured_by_peft(request):
     """A model with deltas in place, candidates for some layers, and their losses."""
     arch = describe(build_model(request.param), ("q", "v", "o"))
@@ -148,7 +152,7 @@ def test_losses_are_the_same_bits_whatever_is_in_the_cache(family):
 
 
 @pytest.mark.parametrize("prefix_bytes", [1, 40_000, 1 << 30])
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["llama", "bert", "t5", "bart"])
 def test_layers_in_any_order_between_changes_in_any_layer(family, prefix_bytes):
     arch = describe(build_model(family))
     evaluator = make_evaluator(arch, speedups=Speedups(blocks=2))
@@ -285,7 +289,7 @@ def test_prompts_as_long_as_the_model_can_take():
 
 
 @pytest.mark.parametrize("steps", ["all on", "no answer head", "padding"])
-@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 def test_a_memory_limit_cuts_batches_and_blocks_and_leaves_the_losses(family, steps):
     arch = describe(build_model(family))
     candidates, adapter = random_factors(arch, 1, 6, seed=1), random_adapter(arch)

@@ -1,14 +1,17 @@
 """Prompts: where the answer goes, which tokens label words are, what is cut."""
 
 import pytest
-from tiny import build_model
+import torch
+from tiny import MASK, POSITIONS, SEQ2SEQ, build_model
+from transformers import T5Tokenizer
 
 from integrations import Example, Task, UserError
+from integrations.architectures import FAMILIES
 from integrations.prompts import CHARACTERS_PER_TOKEN, Encoder, longest_prompt
 
 
 def task_of(causal="{text} It was", masked="{text} It was {mask} .", words=("bad", "great")):
-    return Task("toy", {"causal": causal, "masked": masked}, words)
+    return Task("toy", {"causal": causal, "masked": masked, "seq2seq": masked}, words)
 
 
 def encode(encoder, label=0, **fields):
@@ -47,6 +50,64 @@ def test_masked_prompts_are_answered_at_the_mask(word_tokenizer, pattern):
         assert tokens(encoder, prompt.ids).count("[MASK]") == 1
         assert tokens(encoder, prompt.ids)[:: len(prompt.ids) - 1] == ["[CLS]", "[SEP]"]
     assert tokens(encoder, encoder.label_ids) == ["bad", "great"]
+
+
+@pytest.fixture(scope="module")
+def t5_tokenizer():
+    """T5's own class, with a vocabulary of its own."""
+    words = ["bad", "great", "the", "film", "was", "It", "."]
+    vocabulary = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", "▁")]
+    return T5Tokenizer(vocab=[*vocabulary, *((f"▁{word}", -1.0) for word in words)])
+
+
+def test_t5_is_asked_as_in_its_pretraining(t5_tokenizer):
+    """Sentinels stand for spans of the text; the decoder says a sentinel, then what it is for."""
+    encoder = Encoder(task_of(), t5_tokenizer, "seq2seq")
+    prompt = encode(encoder, text="the <extra_id_0> film")
+    words = ["▁the", "▁film", "▁It", "▁was", "<extra_id_0>", "▁.", "</s>"]
+    assert tokens(encoder, prompt.ids) == words
+    assert tokens(encoder, prompt.decoder_ids) == ["<pad>", "<extra_id_0>"]
+    assert prompt.answer == 1
+    said = t5_tokenizer("<extra_id_0> great")["input_ids"]
+    assert encoder.label_ids[1] == said[1]
+    model = build_model("t5", pad_token_id=0, decoder_start_token_id=0)  # as T5's are
+    shifted = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([said]))
+    assert shifted[0, :2].tolist() == list(prompt.decoder_ids)
+
+
+def test_bart_is_asked_as_in_its_pretraining(word_tokenizer):
+    """A decoder that says the whole text says the label word where the encoder found the mask."""
+    encoder = Encoder(task_of(), word_tokenizer("seq2seq"), "seq2seq")
+    prompt = encode(encoder, text="the film")
+    assert tokens(encoder, prompt.ids) == [
+        "[CLS]",
+        "the",
+        "film",
+        "It",
+        "was",
+        "[MASK]",
+        ".",
+        "[SEP]",
+    ]
+    assert tokens(encoder, prompt.decoder_ids) == ["[SEP]", "[CLS]", "the", "film", "It", "was"]
+    assert tokens(encoder, encoder.label_ids) == ["bad", "great"]
+    # As the model itself shifts a text to the right that its decoder is to say.
+    model = build_model("bart", decoder_start_token_id=encoder.tokenizer.eos_token_id)
+    ids = torch.tensor([prompt.ids])
+    with torch.no_grad():
+        own = model(input_ids=ids).logits[0, prompt.ids.index(MASK)]
+        decoder_ids = torch.tensor([prompt.decoder_ids])
+        ours = model(input_ids=ids, decoder_input_ids=decoder_ids).logits[0, prompt.answer]
+    torch.testing.assert_close(own, ours)
+
+
+def test_a_decoder_needs_something_to_put_in_the_place_of_the_answer(word_tokenizer):
+    with pytest.raises(
+        UserError, match="asks a seq2seq model, but the tokenizer has no mask token"
+    ):
+        Encoder(task_of(), word_tokenizer("causal"), "seq2seq")
+    with pytest.raises(UserError, match="has no closing token"):
+        Encoder(task_of(), word_tokenizer("masked"), "seq2seq")
 
 
 def test_braces_in_a_text_are_text(word_tokenizer):
@@ -216,3 +277,16 @@ def test_a_pattern_that_is_too_long_itself_is_named(word_tokenizer):
 def test_prompts_fit_the_models_positions(family, positions, longest):
     model = build_model(family, max_position_embeddings=positions)
     assert longest_prompt(model) == longest
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_prompt_runs(family):
+    """Tables of positions have rows for it; without a table there is no limit but ours."""
+    model = build_model(family)
+    length = longest_prompt(model)
+    reserved = {"roberta": 2}.get(family, 0)
+    assert length == (512 if family in ("bloom", "t5") else POSITIONS - reserved)
+    ids = torch.full((1, length), 20)
+    with torch.no_grad():
+        outputs = model(input_ids=ids, **({"decoder_input_ids": ids} if family in SEQ2SEQ else {}))
+    assert outputs.logits.isfinite().all()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 from tiny import build_model, kind_of, label_logits
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import StableLmConfig, StableLmForCausalLM
 
 from integrations import NAIVE, Speedups, Task, UserError, tune
 from integrations.history import History
@@ -204,6 +204,7 @@ def test_the_development_set_is_looked_at_as_often_as_said(run):
     assert looks == expected
 
 
+@pytest.mark.parametrize("family", ["llama", "roberta", "bart"])
 def test_a_saved_result_is_the_same_in_peft(run, family, tmp_path, toy_task):
     result = run(family, budget=100)
     folder = result.save(tmp_path / "adapter")
@@ -369,9 +370,9 @@ def test_a_result_without_test_examples(run, toy_task):
 
 
 def test_a_family_that_is_not_in_the_table_names_the_row_to_add(run):
-    config = GPTNeoXConfig(vocab_size=300, hidden_size=64, num_hidden_layers=1)
-    with pytest.raises(UserError, match="add a row 'gpt_neox' to FAMILIES"):
-        run(GPTNeoXForCausalLM(config), tokenizer=None)
+    config = StableLmConfig(vocab_size=300, hidden_size=64, num_hidden_layers=1)
+    with pytest.raises(UserError, match="add a row 'stablelm' to FAMILIES"):
+        run(StableLmForCausalLM(config), tokenizer=None)
 
 
 def test_a_model_without_its_language_head_says_what_to_load(run, family):

@@ -55,6 +55,16 @@ def test_other_columns_are_copied(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_columns_that_are_not_one_stretch(backend):
+    x, base, factors = torch.randn(6, 10), torch.randn(3, 6, 24), _factors(3, 2, 10, 8)
+    columns = torch.randperm(24)[:8]
+    y = apply_deltas(x, base, factors, 0.7, columns=columns, backend=backend)
+    expected = base.clone()
+    expected[..., columns] = apply_deltas(x, base[..., columns], factors, 0.7, backend=backend)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("candidates", "tokens"), [(0, 4), (3, 0), (0, 0)])
 @pytest.mark.parametrize("x_shared", [True, False])
 def test_empty(backend, candidates, tokens, x_shared):
@@ -128,6 +138,9 @@ def test_wrong_factors(a, b, message):
         ((6, 10), (6, 24), {"columns": (8, 15)}, "that is 7"),
         ((6, 10), (6, 24), {"columns": (20, 28)}, "base's 24"),
         ((6, 10), (6, 24), {"columns": slice(0, 16, 2)}, "columns"),
+        ((6, 10), (6, 24), {"columns": torch.arange(7)}, r"8 wide.*got shape \(7,\)"),
+        ((6, 10), (6, 24), {"columns": torch.ones(24, dtype=torch.bool)}, "as many integers"),
+        ((6, 10), (6, 24), {"columns": torch.ones(8)}, "float32"),
         ((6, 10), (6, 8), {"precision": "ieee"}, "tf32x3, tf32; got 'ieee'"),
         ((6, 10), (6, 8), {"backend": "gpu"}, "got 'gpu'"),
         ((6, 10), (6, 8), {"autotune": True}, "the backend is cpu"),

@@ -42,7 +42,8 @@ def test_opcheck_triton(interpreter):
 def _layer(z, x, base, backend):
     seeded, stored = SeededProjection(20, 7, seed=3, std=0.5), StoredProjection(WEIGHT[:16])
     factors = Factors(project(z, seeded, (2, 10), backend), project(z, stored, (2, 8), backend))
-    return torch.relu(apply_deltas(x, base, factors, 0.5, backend, columns=(4, 12)))
+    y = apply_deltas(x, base, factors, 0.5, backend, columns=(4, 12))
+    return torch.relu(apply_deltas(x, y, factors, 0.5, backend, columns=torch.arange(11, 3, -1)))
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
