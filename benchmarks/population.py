@@ -4,6 +4,11 @@ All ways get the same candidates of one layer and must find the same losses. Way
 whole model for every candidate take the same time at every layer and are measured at the middle
 one; ours are averaged over evenly spaced layers, as a sweep visits all of them.
 
+Extra memory is the peak beyond what the process held: for ours before the evaluator was made, for
+the others when they were ready to run, as the copy of the model that they got is not their need.
+"Useful" is the arithmetic that the losses need (`population_flops.py`) over the time, as a share of
+what a matrix product of the model's own feed-forward shape reaches in the same run.
+
     python benchmarks/population.py --data DIR       # SST-2 as JSON lines; else the demo's data
     python benchmarks/population.py --model roberta-large --populations 20
 """
@@ -21,6 +26,7 @@ import torch
 import typer
 from common import RESULTS, console, run_cells, save_plot, write_report
 from matplotlib.figure import Figure
+from population_flops import product_rate, useful_flops
 from population_peers import CHUNK, OURS, WAYS, Problem
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
@@ -79,12 +85,12 @@ def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, 
     return Problem(arch, prompts, label_ids, pad_id, adapter), spaces
 
 
-def peak_bytes() -> int:
-    """The most memory this process has had since the last reset."""
+def memory(field: str) -> int:
+    """Bytes of a field of the process's status: VmRSS now, VmHWM at most since the last reset."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(field):
             return 1024 * int(line.split()[1])
-    raise RuntimeError("no VmHWM in /proc/self/status")
+    raise RuntimeError(f"no {field} in /proc/self/status")
 
 
 def main(
@@ -110,17 +116,25 @@ def main(
         rng = np.random.default_rng((layer, population))
         z = rng.normal(size=(population, 500))
         candidates = spaces[layer].factors(z, torch.device("cpu"), problem.arch.model.dtype)
+        gc.collect()
+        at_first = memory("VmRSS")
         evaluate = WAYS[way](problem, layer, candidates)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = peak_bytes()
+        before = at_first if way in OURS else memory("VmRSS")
         start = time.perf_counter()
         losses = evaluate()
         seconds = time.perf_counter() - start
-        extra = peak_bytes() - before
+        extra = memory("VmHWM") - before
         reference = expected.setdefault((population, layer), losses)
         np.testing.assert_allclose(losses, reference, atol=TOLERANCE)
-        return {"seconds": seconds, "extra_bytes": extra}
+        row = {"seconds": seconds, "extra_bytes": extra}
+        if way in OURS:
+            labels = len(problem.label_ids)
+            flops = useful_flops(problem.arch, problem.prompts, labels, layer, candidates)
+            rate = product_rate(problem.arch, problem.prompts)
+            row |= {"useful_flops": flops, "product_rate": rate}
+        return row
 
     cells = [
         {"model": model, "way": way, "population": size, "layer": layer, "repeat": repeat}
@@ -157,6 +171,10 @@ def summarize(rows: list[dict], sizes: list[int], names: list[str]) -> list[dict
             else:
                 result["seconds"] = statistics.fmean(map(statistics.median, by_layer.values()))
                 result["extra_bytes"] = max(row["extra_bytes"] for row in mine)
+                if way in OURS:
+                    done = sum(row["useful_flops"] for row in mine)
+                    rate = statistics.median(row["product_rate"] for row in mine)
+                    result["useful"] = done / sum(row["seconds"] for row in mine) / rate
             results.append(result)
     naive = {r["population"]: r.get("seconds") for r in results if r["way"] == "naive loop"}
     for result in results:
@@ -167,7 +185,9 @@ def summarize(rows: list[dict], sizes: list[int], names: list[str]) -> list[dict
 
 def show(results: list[dict], sizes: list[int], model: str) -> None:
     """Print the table."""
-    table = Table("", title=f"{model}: seconds a generation (times faster than naive; extra MB)")
+    table = Table(
+        "", title=f"{model}: seconds a generation (times faster than naive; extra MB; useful)"
+    )
     for size in sizes:
         table.add_column(f"population {size}", justify="right")
     for way in dict.fromkeys(result["way"] for result in results):
@@ -178,7 +198,8 @@ def show(results: list[dict], sizes: list[int], model: str) -> None:
                 cells.append(r["error"][:40])
             else:
                 ratio = f"{r['times_naive']:.2f}" if "times_naive" in r else "-"
-                cells.append(f"{r['seconds']:.2f} ({ratio}; {r['extra_bytes'] / 1e6:.0f})")
+                useful = f"; {r['useful']:.0%}" if "useful" in r else ""
+                cells.append(f"{r['seconds']:.2f} ({ratio}; {r['extra_bytes'] / 1e6:.0f}{useful})")
         table.add_row(way, *cells)
     console.print(table)
 
