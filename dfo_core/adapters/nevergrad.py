@@ -19,10 +19,11 @@ class NevergradOptimizer(ForeignOptimizer):
 
     A batch has `num_workers` candidates; if nevergrad's choice is its wrapper of pycma, or builds
     upon that, it has the inner strategy's population size, since that wrapper silently drops a
-    generation whose points it did not get in that number. Nevergrad's chains and portfolios
-    (`ChainCMAPowell`, `BAR`, `Carola3`, ...) hand each inner method only some of the points, and
-    with `num_workers` above 1 drop generations by themselves now and then; as they have no
-    population to go by, leave it at 1 there.
+    generation whose points it did not get in that number. Should it drop one all the same, as it
+    does at any error of pycma's, the tell that completes it raises a RuntimeError. Nevergrad's
+    chains and portfolios (`ChainCMAPowell`, `BAR`, `Carola3`, ...) hand each inner method only some
+    of the points, and with `num_workers` above 1 drop generations by themselves now and then; as
+    they have no population to go by, leave it at 1 there.
 
     Args:
         optimizer: The instance. Its budget is its own plan; `budget` here is what is enforced.
@@ -57,7 +58,8 @@ class NevergradOptimizer(ForeignOptimizer):
         self._ng = optimizer
         self._asked: list[Any] = []
         with _as_global_state(self._private):
-            self.popsize = _batch_size(optimizer)
+            self._es = _inner_es(optimizer)
+        self.popsize = int(optimizer.num_workers if self._es is None else self._es.popsize)
 
     @staticmethod
     def builds(obj: Any) -> bool:
@@ -134,22 +136,29 @@ class NevergradOptimizer(ForeignOptimizer):
         return np.array([np.ravel(candidate.value) for candidate in self._asked])
 
     def _update(self, x: FloatArray, losses: FloatArray) -> None:
+        generation = getattr(self._es, "countiter", None)
         with _as_global_state(self._private):
             for candidate, loss in zip(self._asked, self._finite(losses), strict=True):
                 self._ng.tell(candidate, loss)
+        if generation is not None and self._es.countiter == generation:
+            raise RuntimeError(
+                f"nevergrad's {self._ng.name} swallowed an error of pycma's and dropped the "
+                f"generation of {len(x)} candidates; drive it through this adapter alone, or use "
+                'pycma itself: as_optimizer("pycma", ...)'
+            )
 
 
-def _batch_size(optimizer: Any) -> int:
-    """How many candidates to ask for at a time."""
+def _inner_es(optimizer: Any) -> Any:
+    """The strategy of pycma's that it is, chose or builds upon; None if there is none."""
     inner = optimizer
     while inner is not None:
         es = getattr(inner, "es", None)
         if es is not None:
-            return int(es.popsize)
+            return es
         # What NGOpt and its like chose; what a metamodel is built upon; what a rescaled one wraps.
         wrapped = (getattr(inner, name, None) for name in ("optim", "_optim", "_optimizer"))
         inner = next((each for each in wrapped if each is not None and each is not inner), None)
-    return int(optimizer.num_workers)
+    return None
 
 
 def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any:

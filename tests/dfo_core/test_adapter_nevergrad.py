@@ -28,6 +28,19 @@ def test_nevergrads_cma_gets_exactly_the_population_it_needs():
     assert opt.result.fun < 0.5
 
 
+def test_an_error_that_nevergrads_cma_swallows_is_raised():
+    opt = as_optimizer("nevergrad:CMA", dim=3, seed=0)
+    batch = opt.ask()
+
+    def refuse(*_):
+        raise RuntimeError("not the points that pycma expects")
+
+    opt._ng.optim.es.tell = refuse
+    opt.tell(batch[1:], (batch.x[1:] ** 2).sum(axis=1))
+    with pytest.raises(RuntimeError, match=r"CMA swallowed an error .* dropped the generation of"):
+        opt.tell(batch[0], (batch[0].x ** 2).sum(axis=1))
+
+
 @pytest.mark.parametrize(
     "method", ["NGOpt", "TwoPointsDE", "PSO", "OnePlusOne", "ScrHammersleySearch"]
 )
