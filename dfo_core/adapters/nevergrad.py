@@ -17,13 +17,14 @@ from dfo_core.validation import FloatArray, as_positive_float, as_positive_int, 
 class NevergradOptimizer(ForeignOptimizer):
     """A nevergrad optimizer instance over an `ng.p.Array`.
 
-    A batch has `num_workers` candidates; if nevergrad's choice is its wrapper of pycma, or builds
-    upon that, it has the inner strategy's population size, since that wrapper silently drops a
-    generation whose points it did not get in that number. Should it drop one all the same, as it
-    does at any error of pycma's, the tell that completes it raises a RuntimeError. Nevergrad's
-    chains and portfolios (`ChainCMAPowell`, `BAR`, `Carola3`, ...) hand each inner method only some
-    of the points, and with `num_workers` above 1 drop generations by themselves now and then; as
-    they have no population to go by, leave it at 1 there.
+    A batch has `num_workers` candidates, the last one of nevergrad's budget perhaps fewer. If
+    nevergrad's choice is its wrapper of pycma, or builds upon that, a batch has the inner
+    strategy's population size, since that wrapper silently drops a generation whose points it did
+    not get in that number. Should it drop one all the same, as it does at any error of pycma's, the
+    tell that completes it raises a RuntimeError. Nevergrad's chains and portfolios
+    (`ChainCMAPowell`, `BAR`, `Carola3`, ...) hand each inner method only some of the points, and
+    with `num_workers` above 1 drop generations by themselves now and then; as they have no
+    population to go by, leave it at 1 there.
 
     Args:
         optimizer: The instance. Its budget is its own plan; `budget` here is what is enforced.
@@ -131,8 +132,12 @@ class NevergradOptimizer(ForeignOptimizer):
             ) from error
 
     def _sample(self) -> FloatArray:
+        n = self.popsize
+        if self._es is None and self._ng.budget is not None:
+            left = self._ng.budget - self._ng.num_ask  # some methods raise beyond their budget
+            n = left if 0 < left < n else n
         with _as_global_state(self._private):
-            self._asked = [self._ng.ask() for _ in range(self.popsize)]
+            self._asked = [self._ng.ask() for _ in range(n)]
         return np.array([np.ravel(candidate.value) for candidate in self._asked])
 
     def _update(self, x: FloatArray, losses: FloatArray) -> None:

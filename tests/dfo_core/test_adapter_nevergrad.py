@@ -55,6 +55,14 @@ def test_nevergrads_methods_search_within_bounds(method):
     assert opt.result.fun < 0.1
 
 
+def test_methods_that_plan_every_point_are_not_asked_beyond_their_budget():
+    opt = as_optimizer("nevergrad:ScrHammersleySearch", dim=2, popsize=6, budget=40, seed=0)
+    while not opt.stop():
+        batch = opt.ask()
+        opt.tell(batch, (batch.x**2).sum(axis=1))
+    assert opt.nfev == 40
+
+
 def test_nevergrads_instances_classes_and_configurations():
     instance = ng.optimizers.OnePlusOne(ng.p.Array(shape=(3,)), budget=50)
     assert isinstance(as_optimizer(instance, dim=3, budget=50), NevergradOptimizer)
