@@ -152,7 +152,7 @@ class BoundTransform:
     box's width, which does not depend on the coordinate's units. A wide one bends the valleys of
     functions that are not aligned with the axes: with a twentieth, CMA-ES did not get to the
     minimum of BBOB's rotated ellipsoid (f10, d = 20, 1000 d evaluations) in 10 of 15 runs, with a
-    hundredth it does. A still narrower one costs evaluations where the minimum is on the border.
+    hundredth in 1 of 10. A narrower one costs evaluations where the minimum is on the border.
 
     Args:
         box: The box; sides may be open.
