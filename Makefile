@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+# The demo needs little; the tests need every library that something here works with.
+DEMO := $(VENV)/.installed-demo
+TEST := $(VENV)/.installed-test
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast lint types check clean
@@ -11,28 +13,28 @@ INSTALLED := $(VENV)/.installed
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-install: $(INSTALLED) ## Make the virtual environment
+install: $(TEST) ## Make the virtual environment
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(VENV)/.installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on $(PIP_ARGS) -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on $(PIP_ARGS) -c constraints.txt -e '.[$*]'
 	touch $@
 
-demo: $(INSTALLED) ## Tune SmolLM2-135M on a small sentiment task, about 5 minutes on 2 cores
+demo: $(DEMO) ## Tune SmolLM2-135M on a small sentiment task, about 5 minutes on 2 cores
 	$(BIN)/dfo-lora demo
 
-test: $(INSTALLED) ## Run all tests
+test: $(TEST) ## Run all tests
 	$(BIN)/python -m pytest
 
-test-fast: $(INSTALLED) ## Run the tests that take a few seconds at most
+test-fast: $(TEST) ## Run the tests that take a few seconds at most
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(INSTALLED) ## Check style and format
+lint: $(TEST) ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED) ## Check types
+types: $(TEST) ## Check types
 	$(BIN)/mypy
 
 check: lint types test ## Everything CI checks

@@ -20,13 +20,22 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from common import RESULTS, Done, Observed, console, run_cells, save_plot, write_report
+from common import (
+    RESULTS,
+    Done,
+    Observed,
+    console,
+    recorded,
+    run_cells,
+    save_plot,
+    write_report,
+)
 from rich.table import Table
 
 from dfo_core import BIPOP, CMAES, as_optimizer
@@ -143,6 +152,20 @@ OPTIMIZERS: dict[str, Callable] = {
 }
 
 
+STYLES = {
+    "dfo_core CMAES": {"color": "C0", "linestyle": "-", "linewidth": 2},
+    "dfo_core BIPOP": {"color": "C3", "linestyle": "-", "linewidth": 2},
+    "dfo_core LoTFWA": {"color": "C2", "linestyle": "-", "linewidth": 2},
+    "dfo_core random": {"color": "0.6", "linestyle": "-", "linewidth": 2},
+    "pycma": {"color": "C0", "linestyle": "--"},
+    "pycma BIPOP": {"color": "C3", "linestyle": "--"},
+    "cmaes": {"color": "C0", "linestyle": ":"},
+    "nevergrad CMA": {"color": "C0", "linestyle": "-."},
+    "nevergrad NGOpt": {"color": "C4", "linestyle": "-."},
+    "scipy DE": {"color": "C1", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+}
+
+
 # -- one run --------------------------------------------------------------------------------------
 
 
@@ -170,16 +193,25 @@ def measure(function: int, dim: int, instance: int, budget: int, optimizer: str)
 # -- what comes out -------------------------------------------------------------------------------
 
 
-def solved(rows: list[dict], **where) -> float:
-    """Share of the targets that the runs with these settings reached."""
-    hits = [row["hits"] for row in rows if _matches(row, where)]
-    return float(np.mean([[hit is not None for hit in run] for run in hits]))
+def whole_instances(rows: list[dict], settings: dict, **where) -> list[list]:
+    """The runs with these settings, each as its hits, a list an instance.
+
+    Instances of which a run is missing, because it failed or was not made, are left out.
+    """
+    functions = set(settings["functions"]) & set(where.get("function", settings["functions"]))
+    n_problems = len(functions) * (1 if "dim" in where else len(settings["dims"]))
+    each = (
+        [row["hits"] for row in rows if _matches(row, {"instance": i, **where})]
+        for i in settings["instances"]
+    )
+    return [hits for hits in each if len(hits) == n_problems]
 
 
-def spread(rows: list[dict], instances, **where) -> dict[str, float]:
+def spread(rows: list[dict], settings: dict, **where) -> dict[str, float] | None:
     """Share of targets reached: over all instances, and the least and most of a single one."""
-    each = [solved(rows, instance=i, **where) for i in instances]
-    return {"mean": float(np.mean(each)), "min": min(each), "max": max(each)}
+    runs = whole_instances(rows, settings, **where)
+    each = [float(np.mean([[hit is not None for hit in run] for run in hits])) for hits in runs]
+    return {"mean": float(np.mean(each)), "min": min(each), "max": max(each)} if each else None
 
 
 def _matches(row: dict, where: dict) -> bool:
@@ -190,47 +222,65 @@ def _matches(row: dict, where: dict) -> bool:
 
 
 def tables(rows: list[dict], names: list[str], settings: dict) -> dict:
-    dims, instances = settings["dims"], settings["instances"]
+    dims = settings["dims"]
     by_dim = Table(title=f"Targets solved after {settings['budget']} d evaluations, % (instances)")
     by_group = Table(title="The same by group of functions, all dimensions, %")
     groups = {g: fs for g, fs in GROUPS.items() if set(fs) & set(settings["functions"])}
-    for table, heads in ((by_dim, [f"d = {d}" for d in dims]), (by_group, groups)):
+    for table, heads in ((by_dim, [*(f"d = {d}" for d in dims), "all"]), (by_group, groups)):
         table.add_column("optimizer")
         for head in heads:
             table.add_column(head, justify="right")
     results: dict = {}
     for name in names:
-        each = {str(d): spread(rows, instances, optimizer=name, dim=d) for d in dims}
-        group = {g: spread(rows, instances, optimizer=name, function=f) for g, f in groups.items()}
-        results[name] = {"dims": each, "groups": group}
-        by_dim.add_row(name, *map(_show, each.values()))
+        each = {str(d): spread(rows, settings, optimizer=name, dim=d) for d in dims}
+        group = {g: spread(rows, settings, optimizer=name, function=f) for g, f in groups.items()}
+        everything = spread(rows, settings, optimizer=name)
+        results[name] = {"dims": each, "groups": group, "all": everything}
+        by_dim.add_row(name, *map(_show, each.values()), _show(everything))
         by_group.add_row(name, *map(_show, group.values()))
     console.print(by_dim, by_group)
     return results
 
 
-def _show(share: dict[str, float]) -> str:
+def _show(share: dict[str, float] | None) -> str:
+    if share is None:
+        return "–"
     return f"{100 * share['mean']:.1f} ({100 * share['min']:.0f}–{100 * share['max']:.0f})"
 
 
 def plot(rows: list[dict], names: list[str], settings: dict, path: Path) -> None:
+    """Draw the runtime distributions: an algorithm has a colour, a library a kind of line."""
     import matplotlib.pyplot as plt
 
     dims, budget = settings["dims"], settings["budget"]
-    figure, axes = plt.subplots(1, len(dims), figsize=(4.2 * len(dims), 4.4), sharey=True)
-    for dim, ax in zip(dims, np.atleast_1d(axes), strict=True):
-        for i, name in enumerate(names):
-            runs = [r["hits"] for r in rows if _matches(r, {"optimizer": name, "dim": dim})]
-            runtimes = np.array([np.inf if h is None else h for run in runs for h in run]) / dim
-            x = np.append(np.sort(runtimes[np.isfinite(runtimes)]), budget)
-            y = np.append(np.arange(1, len(x)), len(x) - 1) / len(runtimes)
-            style = "-" if name.startswith("dfo_core") else "--"
-            ax.step(x, y, style, where="post", color=f"C{i}", label=name, linewidth=1.4)
-        ax.set(xscale="log", title=f"d = {dim}", xlabel="evaluations / d", ylim=(0, 1))
+    shape = {"nrows": -(-len(dims) // 2), "ncols": min(2, len(dims))}
+    figure, axes = plt.subplots(
+        **shape,
+        figsize=(5.2 * shape["ncols"], 3.9 * shape["nrows"]),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in axes.flat[len(dims) :]:
+        ax.remove()
+    lines = {}
+    for dim, ax in zip(dims, axes.flat, strict=False):
+        for name in names:
+            runs = chain(*whole_instances(rows, settings, optimizer=name, dim=dim))
+            hits = [np.inf if hit is None else hit for run in runs for hit in run]
+            if not hits:
+                continue
+            runtimes = np.sort(hits) / dim
+            n_solved = np.count_nonzero(np.isfinite(runtimes))
+            x = np.append(runtimes[:n_solved], budget)
+            y = np.append(np.arange(1, n_solved + 1), n_solved) / len(runtimes)
+            (lines[name],) = ax.step(x, y, where="post", **STYLES[name])
+        ax.set(xscale="log", xlim=(1, budget), ylim=(0, 1), title=f"d = {dim}")
         ax.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("share of function, instance, target triples")
-    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=5, bbox_to_anchor=(0.5, 0.0))
+    figure.supxlabel("evaluations / d")
+    figure.supylabel("share of function, instance, target triples")
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", handlelength=3)
     save_plot(figure, path)
 
 
@@ -239,10 +289,14 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for what is measured")] = RESULTS,
     budget: Annotated[int | None, typer.Option(help="Evaluations a dimension")] = None,
     only: Annotated[list[str] | None, typer.Option(help="An optimizer; repeat for more")] = None,
+    dims: Annotated[str | None, typer.Option(help="Dimensions: 2,5")] = None,
+    report_only: Annotated[bool, typer.Option(help="Measure nothing, show what there is")] = False,
 ) -> None:
     """Measure the share of BBOB targets that each optimizer reaches."""
     settings = {key: list(v) if key != "budget" else v for key, v in SUBSETS[subset].items()}
     settings["budget"] = budget or settings["budget"]
+    if dims is not None:
+        settings["dims"] = [int(dim) for dim in dims.split(",")]
     names = list(only or OPTIMIZERS)
     # Instance by instance, so that an unfinished run already covers all functions.
     order = product(settings["instances"], settings["functions"], settings["dims"], names)
@@ -250,7 +304,8 @@ def main(
         {"function": f, "dim": d, "instance": i, "budget": settings["budget"], "optimizer": name}
         for i, f, d, name in order
     ]
-    rows = run_cells(out / "bbob.jsonl", cells, measure)
+    path = out / "bbob.jsonl"
+    rows = recorded(path, cells) if report_only else run_cells(path, cells, measure)
     stem = "bbob" if subset == "full" else f"bbob-{subset}"
     settings |= {"targets": TARGETS, "box": LIMIT, "sigma0": SIGMA0}
     settings["seed"] = "1000 function + 10 dim + instance"

@@ -88,8 +88,9 @@ def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> li
         One row a cell, in the order of `cells`: the cell, and what was recorded for it.
     """
     cells = list(cells)
-    rows = {_key(row["cell"]): row for row in _read(path) if "error" not in row}
+    rows = _finished(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(_whole_lines(path)))
     missing = [cell for cell in cells if _key(cell) not in rows]
     with path.open("a") as file, _Progress(len(missing)) as advance:
         for cell in missing:
@@ -105,19 +106,28 @@ def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> li
     return [rows[_key(cell)] for cell in cells]
 
 
+def recorded(path: Path, cells: Iterable[dict]) -> list[dict]:
+    """Return the rows of those cells that `run_cells` has finished, in the order of `cells`."""
+    rows = _finished(path)
+    return [rows[_key(cell)] for cell in cells if _key(cell) in rows]
+
+
+def _finished(path: Path) -> dict[str, dict]:
+    return {_key(row["cell"]): row for row in _read(path) if "error" not in row}
+
+
 def _key(cell: dict) -> str:
     return json.dumps(cell, sort_keys=True)
 
 
 def _read(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    # A run killed while writing leaves half a line at most, its last.
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole))
-    return [json.loads(line) for line in whole]
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file; a run killed while writing leaves half a line at most, its last."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 class _Progress:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,13 +144,15 @@ class _Pool:
     """An executor that may lose its workers: the caller's, or one that we make and make anew."""
 
     def __init__(self, executor: Executor | Callable[[], Executor]) -> None:
-        self._make = None if isinstance(executor, Executor) else executor
-        self._executor = executor if isinstance(executor, Executor) else None
+        self._callers = executor if isinstance(executor, Executor) else None
+        self._make = _successor(executor) if isinstance(executor, Executor) else executor
+        self._executor = self._callers
 
     def close(self) -> None:
-        if self._make is not None and self._executor is not None:
+        """Give up the executor; shut it down if it was made here."""
+        if self._executor is not None and self._executor is not self._callers:
             self._executor.shutdown(wait=True)
-            self._executor = None
+        self._executor = None
 
     def evaluate(self, fun: Function, x: FloatArray, time_left: TimeLeft, outcome: Outcome) -> None:
         """Evaluate x (n, d) and record what becomes of it.
@@ -204,6 +214,22 @@ class _Pool:
             except Exception as error:
                 outcome.record(i, error)
         return broken
+
+
+def _successor(executor: Executor) -> Callable[[], Executor] | None:
+    """What makes an executor like the caller's, should that break; None where nobody knows how.
+
+    `concurrent.futures` says how for a pool of processes, if only in attributes that are not
+    documented, the same in Python 3.11 to 3.14.
+    """
+    if type(executor) is not ProcessPoolExecutor:
+        return None
+    names = ("max_workers", "mp_context", "initializer", "initargs", "max_tasks_per_child")
+    try:
+        options = {name: getattr(executor, f"_{name}") for name in names}
+    except AttributeError:
+        return None
+    return partial(ProcessPoolExecutor, **options)
 
 
 def _is_over(time_left: TimeLeft) -> bool:

@@ -49,9 +49,10 @@ def minimize(
     the first batch raises, the first error is raised instead, as nothing can come of it.
 
     A call that kills its worker (a segmentation fault, the out-of-memory killer) breaks a whole
-    pool of processes. Given a function that makes the executor, `minimize` makes it anew, finds
-    out which candidate it was, and goes on without that one; an executor that was passed as such
-    is the caller's, so the run ends with an error that holds what was found until then.
+    pool of processes. In place of a `ProcessPoolExecutor`, and of any executor that was given as
+    a function that makes it, `minimize` makes another, finds out which candidate it was, and goes
+    on without that one. An executor of another kind that breaks ends the run with an error that
+    holds what was found until then.
 
     Executors: `ThreadPoolExecutor`, `ProcessPoolExecutor`, dask's `client.get_executor()`,
     `loky.get_reusable_executor` (joblib's pool), mpi4py's `MPIPoolExecutor`. ray ships none;
@@ -94,8 +95,8 @@ def minimize(
 
     Raises:
         ValueError: If an argument does not fit, or the checkpoint is of another run.
-        concurrent.futures.BrokenExecutor: If the workers of the caller's executor died. Every
-            loss known by then is in the error's attribute `result` and in the checkpoint.
+        concurrent.futures.BrokenExecutor: If the caller's executor broke and cannot be made anew.
+            Every loss known by then is in the error's attribute `result` and in the checkpoint.
     """
     began = time.monotonic()
     limit = None if max_seconds is None else as_positive_float("max_seconds", max_seconds)
@@ -177,7 +178,7 @@ def _raise_broken(
     again = " or call again to continue from the checkpoint" if checkpoint is not None else ""
     raise ExecutorBroken(
         f"the executor's workers died after {result.nfev} evaluations ({broken}). Give a function "
-        "that makes the executor, such as lambda: ProcessPoolExecutor(4), for it to be made anew "
+        "that makes the executor, such as loky.get_reusable_executor, for it to be made anew "
         f"and the candidate that kills it to be left out{again}. What was found so far is in this "
         "error's attribute result",
         result,

@@ -51,7 +51,7 @@ def check_optimizer(factory: Factory, *, skip: Iterable[Check] = ()) -> None:
 
 
 def check_batches(factory: Factory) -> None:
-    """Batches have the promised shapes and types, and ids are new ones and increase."""
+    """Batches have the promised shapes and types, ids increase, tells change nobody's arrays."""
     opt, last = factory(0), -1
     for _ in range(N_BATCHES):
         batch = opt.ask()
@@ -62,7 +62,11 @@ def check_batches(factory: Factory) -> None:
         require(bool(np.isfinite(batch.x).all()), "candidates are finite")
         require(batch.ids[0] > last and bool((np.diff(batch.ids) > 0).all()), "ids increase")
         last = int(batch.ids[-1])
-        opt.tell(batch, _sphere(batch.x))
+        losses = _sphere(batch.x)
+        kept = batch.x.copy(), batch.ids.copy(), losses.copy()
+        opt.tell(batch, losses)
+        same = map(np.array_equal, kept, (batch.x, batch.ids, losses))
+        require(all(same), "tell leaves the caller's batch and losses as they are")
 
 
 def check_reproducible(factory: Factory) -> None:

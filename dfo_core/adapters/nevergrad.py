@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,24 @@ from dfo_core.bounds import Box
 from dfo_core.libraries import require
 from dfo_core.validation import FloatArray, as_positive_float, as_positive_int, as_vector
 
+WRAPPERS = ("optim", "_optimizer")  # what NGOpt and its like chose, what a rescaled one wraps
+METAMODEL = "_optim"  # what a metamodel is built upon
+
 
 class NevergradOptimizer(ForeignOptimizer):
     """A nevergrad optimizer instance over an `ng.p.Array`.
 
-    A batch has `num_workers` candidates; if nevergrad's choice is its wrapper of pycma, or builds
-    upon that, it has the inner strategy's population size, since that wrapper silently drops a
-    generation whose points it did not get in that number. Nevergrad's chains and portfolios
-    (`ChainCMAPowell`, `BAR`, `Carola3`, ...) hand each inner method only some of the points, and
-    with `num_workers` above 1 drop generations by themselves now and then; as they have no
-    population to go by, leave it at 1 there.
+    A batch has `num_workers` candidates, the last one of nevergrad's budget perhaps fewer. If
+    nevergrad's choice is its wrapper of pycma, or a metamodel upon that, a batch has the inner
+    strategy's population size, since that wrapper silently drops a generation whose points it did
+    not get in that number. Should the wrapper drop one all the same, as it does at any error of
+    pycma's, the tell that completes it raises a RuntimeError.
+
+    Two kinds of method drop generations of their inner CMA by themselves now and then, here as in
+    nevergrad: metamodels, as their own points take the place of the strategy's; and, with
+    `num_workers` above 1, chains and portfolios (`ChainCMAPowell`, `BAR`, `Carola3`, ...), which
+    hand each inner method only some of the points. As the latter have no population to go by,
+    leave `num_workers` at 1 there.
 
     Args:
         optimizer: The instance. Its budget is its own plan; `budget` here is what is enforced.
@@ -57,7 +65,9 @@ class NevergradOptimizer(ForeignOptimizer):
         self._ng = optimizer
         self._asked: list[Any] = []
         with _as_global_state(self._private):
-            self.popsize = _batch_size(optimizer)
+            es = _inner_es(optimizer, (*WRAPPERS, METAMODEL))
+        self._upon_cma = es is not None
+        self.popsize = int(optimizer.num_workers if es is None else es.popsize)
 
     @staticmethod
     def builds(obj: Any) -> bool:
@@ -129,27 +139,39 @@ class NevergradOptimizer(ForeignOptimizer):
             ) from error
 
     def _sample(self) -> FloatArray:
+        n = self.popsize
+        if not self._upon_cma and self._ng.budget is not None:
+            left = self._ng.budget - self._ng.num_ask  # some methods raise beyond their budget
+            n = left if 0 < left < n else n
         with _as_global_state(self._private):
-            self._asked = [self._ng.ask() for _ in range(self.popsize)]
+            self._asked = [self._ng.ask() for _ in range(n)]
         return np.array([np.ravel(candidate.value) for candidate in self._asked])
 
     def _update(self, x: FloatArray, losses: FloatArray) -> None:
         with _as_global_state(self._private):
+            before = _inner_es(self._ng, WRAPPERS)
+            generation = getattr(before, "countiter", None)
             for candidate, loss in zip(self._asked, self._finite(losses), strict=True):
                 self._ng.tell(candidate, loss)
+            after = _inner_es(self._ng, WRAPPERS)  # another one if nevergrad has restarted it
+        if generation is not None and after is before and after.countiter == generation:
+            raise RuntimeError(
+                f"nevergrad's {self._ng.name} swallowed an error of pycma's and dropped the "
+                f"generation of {len(x)} candidates; drive it through this adapter alone, or use "
+                'pycma itself: as_optimizer("pycma", ...)'
+            )
 
 
-def _batch_size(optimizer: Any) -> int:
-    """How many candidates to ask for at a time."""
+def _inner_es(optimizer: Any, through: Collection[str]) -> Any:
+    """The strategy of pycma's that it is or holds in one of these attributes, or None."""
     inner = optimizer
     while inner is not None:
         es = getattr(inner, "es", None)
         if es is not None:
-            return int(es.popsize)
-        # What NGOpt and its like chose; what a metamodel is built upon; what a rescaled one wraps.
-        wrapped = (getattr(inner, name, None) for name in ("optim", "_optim", "_optimizer"))
+            return es
+        wrapped = (getattr(inner, name, None) for name in through)
         inner = next((each for each in wrapped if each is not None and each is not inner), None)
-    return int(optimizer.num_workers)
+    return None
 
 
 def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any:

@@ -16,8 +16,24 @@ def test_measures_and_reports(tmp_path):
     for result in report["results"].values():
         for share in (*result["dims"].values(), *result["groups"].values()):
             assert 0 < share["mean"] < 1
+        by_dim = [share["mean"] for share in result["dims"].values()]
+        assert result["all"]["mean"] == pytest.approx(sum(by_dim) / len(by_dim))
     assert report["environment"]["packages"]["numpy"]
     assert (tmp_path / "bbob-ci.png").stat().st_size > 0
+
+
+def test_reports_what_there_is_and_no_share_of_less_than_all_functions(tmp_path):
+    bbob.main(subset="ci", out=tmp_path, budget=10, only=["dfo_core random"], dims="2")
+    lines = (tmp_path / "bbob.jsonl").read_text().splitlines(keepends=True)
+    bbob.main(subset="ci", out=tmp_path, budget=10, only=["dfo_core random"], report_only=True)
+    random = json.loads((tmp_path / "bbob-ci.json").read_text())["results"]["dfo_core random"]
+    assert random["dims"]["2"]["mean"] > 0
+    assert random["dims"]["5"] is random["all"] is None
+    (tmp_path / "bbob.jsonl").write_text("".join(lines[1:]))
+    bbob.main(subset="ci", out=tmp_path, budget=10, only=["dfo_core random"], report_only=True)
+    random = json.loads((tmp_path / "bbob-ci.json").read_text())["results"]["dfo_core random"]
+    assert random["dims"]["2"] is None
+    assert (tmp_path / "bbob.jsonl").read_text() == "".join(lines[1:])
 
 
 @pytest.mark.parametrize("name", bbob.OPTIMIZERS)

@@ -28,6 +28,19 @@ def test_nevergrads_cma_gets_exactly_the_population_it_needs():
     assert opt.result.fun < 0.5
 
 
+def test_an_error_that_nevergrads_cma_swallows_is_raised():
+    opt = as_optimizer("nevergrad:CMA", dim=3, seed=0)
+    batch = opt.ask()
+
+    def refuse(*_):
+        raise RuntimeError("not the points that pycma expects")
+
+    opt._ng.optim.es.tell = refuse
+    opt.tell(batch[1:], (batch.x[1:] ** 2).sum(axis=1))
+    with pytest.raises(RuntimeError, match=r"CMA swallowed an error .* dropped the generation of"):
+        opt.tell(batch[0], (batch[0].x ** 2).sum(axis=1))
+
+
 @pytest.mark.parametrize(
     "method", ["NGOpt", "TwoPointsDE", "PSO", "OnePlusOne", "ScrHammersleySearch"]
 )
@@ -40,6 +53,14 @@ def test_nevergrads_methods_search_within_bounds(method):
         opt.tell(batch, ((batch.x - [0.5, 2]) ** 2).sum(axis=1))
     assert opt.nfev == 300
     assert opt.result.fun < 0.1
+
+
+def test_methods_that_plan_every_point_are_not_asked_beyond_their_budget():
+    opt = as_optimizer("nevergrad:ScrHammersleySearch", dim=2, popsize=6, budget=40, seed=0)
+    while not opt.stop():
+        batch = opt.ask()
+        opt.tell(batch, (batch.x**2).sum(axis=1))
+    assert opt.nfev == 40
 
 
 def test_nevergrads_instances_classes_and_configurations():

@@ -103,6 +103,14 @@ class GlobalState(Broken):
         return np.random.standard_normal((4, 3))  # noqa: NPY002
 
 
+class Sorts(Broken):
+    """As the package cmaes does with the list it is told."""
+
+    def tell(self, batch, losses):
+        super().tell(batch, losses)
+        losses.sort()
+
+
 class OrderMatters(Broken):
     def tell(self, batch, losses):
         super().tell(batch, losses)
@@ -155,6 +163,7 @@ class Boasts(Broken):
         (Unseeded, testing.check_reproducible),
         (Constant, testing.check_reproducible),
         (GlobalState, testing.check_global_random_state),
+        (Sorts, testing.check_batches),
         (OrderMatters, testing.check_partial_tells),
         (Forgetful, testing.check_state),
         (Extravagant, testing.check_budget),

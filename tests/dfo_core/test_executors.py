@@ -78,7 +78,9 @@ def test_an_executor_we_make_is_shut_down(make):
         made[0].submit(sphere, np.zeros(3))
 
 
-def test_a_worker_that_dies_costs_its_own_evaluation_only():
+@pytest.mark.parametrize("given", [False, True])
+def test_a_worker_that_dies_costs_its_own_evaluation_only(given):
+    make = partial(ProcessPoolExecutor, 2)
     arguments = {"x0": np.full(3, 0.9), "sigma0": 0.3, "seed": 0, "popsize": 8, "budget": 64}
     seen = []
 
@@ -88,12 +90,37 @@ def test_a_worker_that_dies_costs_its_own_evaluation_only():
 
     expected = minimize(here, **arguments)
     with pytest.warns(UserWarning, match="the objective raised BrokenProcessPool"):
-        result = minimize(deadly, executor=lambda: ProcessPoolExecutor(2), **arguments)
+        result = minimize(deadly, executor=make() if given else make, **arguments)
     assert result.n_errors == sum(seen) > 3
     assert result.nfev == 64
     assert np.array_equal(result.x, expected.x)
     assert result.fun == expected.fun
     assert result.errors[0].startswith("BrokenProcessPool: A process in the process pool was term")
+
+
+def threshold_from(value):
+    global threshold
+    threshold = value
+
+
+def deadly_beyond(x):
+    if x[0] > threshold:
+        os._exit(1)
+    return sphere(x)
+
+
+def test_the_pool_that_replaces_a_given_one_has_its_initializer():
+    arguments = {"x0": np.full(2, 0.9), "sigma0": 0.3, "seed": 0, "popsize": 6, "budget": 24}
+    pool = ProcessPoolExecutor(1, initializer=threshold_from, initargs=(1.0,))
+    with pool, pytest.warns(UserWarning, match="BrokenProcessPool"):
+        result = minimize(deadly_beyond, executor=pool, **arguments)
+    assert (result.nfev, 0 < result.n_errors < 24) == (24, True)
+
+
+def test_a_given_pool_that_holds_is_left_open():
+    with ProcessPoolExecutor(1) as pool:
+        minimize(sphere, np.zeros(2), budget=12, executor=pool)
+        assert pool.submit(sphere, np.zeros(2)).result() == 0.5
 
 
 def test_an_objective_that_kills_every_worker_is_an_error():
