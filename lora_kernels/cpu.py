@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,31 +29,55 @@ def project_seeded(z: Tensor, n: int, seed: int, stream: int, std: float) -> Ten
     return out
 
 
-def apply_deltas(x: Tensor, base: Tensor, A: Tensor, B: Tensor, scale: float, start: int) -> Tensor:
-    """y[p] = base[p] + scale * (x[p] A[p]^T) B[p] in the columns from start on, base[p] elsewhere.
+def apply_deltas(
+    x: Tensor,
+    bases: Sequence[Tensor],
+    A: Sequence[Tensor],
+    B: Sequence[Tensor],
+    into: Sequence[int],
+    start: Sequence[int],
+    scale: float,
+) -> list[Tensor]:
+    """Each base plus the deltas that go into it; each of a base's columns is written once.
 
     The products accumulate in float32; x A^T is rounded to the inputs' type in between.
 
     Args:
         x: (T, h) or (P, T, h).
-        base: (T, width) or (P, T, width).
-        A: (P, r, h).
-        B: (P, r, o).
+        bases: (T, width) or (P, T, width) each.
+        A: (P, r, h) for each delta.
+        B: (P, r, o) for each delta.
+        into: Which base each delta goes into, in rising order.
+        start: Its first column there, in rising order for one base; deltas don't overlap.
         scale: Factor of the deltas.
-        start: First column that gets the delta; the last is start + o - 1.
 
     Returns:
-        (P, T, width).
+        (P, T, width) for each base.
     """
-    candidates, rank, hidden = A.shape
-    tokens, width = base.shape[-2:]
-    if x.dim() == 2:  # one product for all candidates: their A are the rows of one matrix
-        low = (x @ A.reshape(-1, hidden).mT).view(tokens, candidates, rank).transpose(0, 1)
-    else:
-        low = x @ A.mT
-    everyone = base.expand(candidates, tokens, width)
-    if B.shape[2] == width:
-        return torch.baddbmm(everyone, low, B, alpha=scale)
-    y = everyone.clone(memory_format=torch.contiguous_format)
-    y[..., start : start + B.shape[2]].baddbmm_(low, B, alpha=scale)
-    return y
+    candidates, lows = A[0].shape[0], _products(x, A)
+    ys = [base.new_empty(candidates, *base.shape[-2:]) for base in bases]
+    filled = [0] * len(bases)
+    for low, b, i, first in zip(lows, B, into, start, strict=True):
+        base, y, stop = bases[i].expand_as(ys[i]), ys[i], first + b.shape[2]
+        y[..., filled[i] : first] = base[..., filled[i] : first]
+        torch.baddbmm(base[..., first:stop], low, b, alpha=scale, out=y[..., first:stop])
+        filled[i] = stop
+    for base, y, stop in zip(bases, ys, filled, strict=True):
+        y[..., stop:] = base[..., stop:]
+    return ys
+
+
+def _products(x: Tensor, A: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each delta's x A^T (P, T, r), all of them in one product."""
+    if x.dim() == 3:
+        return torch.split(x @ _joined(A, 1).mT, [a.shape[1] for a in A], dim=2)
+    # x is shared: all candidates' A are the rows of one matrix.
+    low = x @ _joined([a.flatten(0, 1) for a in A], 0).mT
+    shares = torch.split(low, [a.shape[0] * a.shape[1] for a in A], dim=1)
+    return [
+        share.view(len(x), *a.shape[:2]).transpose(0, 1) for share, a in zip(shares, A, strict=True)
+    ]
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)

@@ -137,10 +137,7 @@ def project(
     Raises:
         ValueError: If shapes, types or devices don't fit, or the backend can't be used.
     """
-    if z.dim() != 2 or z.shape[1] != projection.d_part:
-        raise ValueError(f"z must have shape (P, {projection.d_part}); got {tuple(z.shape)}")
-    if z.dtype not in DTYPES:
-        raise ValueError(f"z must be one of {DTYPES}; got {z.dtype}")
+    check_vectors(z, projection)
     if shape is not None and math.prod(shape) != projection.n:
         raise ValueError(f"shape must have {projection.n} entries; got {tuple(shape)}")
     chosen = ops.resolve_backend(z.device, backend)
@@ -157,3 +154,11 @@ def project(
         out = ops.project(z, projection.weight, chosen, autotune)
     result: Tensor = out if shape is None else out.view(z.shape[0], *shape)
     return result
+
+
+def check_vectors(z: Tensor, projection: Projection) -> None:
+    """Hold candidates' vectors against the projection that is to map them."""
+    if z.dim() != 2 or z.shape[1] != projection.d_part:
+        raise ValueError(f"z must have shape (P, {projection.d_part}); got {tuple(z.shape)}")
+    if z.dtype not in DTYPES:
+        raise ValueError(f"z must be one of {DTYPES}; got {z.dtype}")

@@ -35,8 +35,9 @@ def test_cpu_equals_reference(dtype, rank, x_shared, base_shared, columns):
     base = torch.randn(*(() if base_shared else (candidates,)), tokens, width).to(dtype)
     factors = _factors(candidates, rank, hidden, out_features, dtype)
     y = apply_deltas(x, base, factors, 0.1, "cpu", columns=columns)
-    wide = (t.double() for t in (x, base, factors.A, factors.B))
-    expected = reference.apply_deltas(*wide, 0.1, columns[0] if columns else 0)
+    x, base, a, b = (t.double() for t in (x, base, factors.A, factors.B))
+    start = columns[0] if columns else 0
+    (expected,) = reference.apply_deltas(x, [base], [a], [b], [0], [start], 0.1)
     assert y.dtype == dtype
     assert y.is_contiguous()
     eps = torch.finfo(dtype).eps
