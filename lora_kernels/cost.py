@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lora_kernels.tiles import DRAW_DEPTH, MIN_SIDE, TILES, group_size, next_power, split_columns
+from lora_kernels.tiles import (
+    DRAW_DEPTH,
+    MIN_SIDE,
+    TILES,
+    Kernel,
+    group_size,
+    next_power,
+    split_columns,
+)
 
 # Instructions a thread executes for one Philox call and the two Box-Muller transforms that make
 # four normal numbers of it: 173 on sm_80 and 166 on sm_90, counted in the machine code.
@@ -78,27 +86,33 @@ class Launch:
         flops: Operations of the products, two for each multiply-add.
         dtype: Type of their operands.
         draws: Philox calls, each of which gives four random numbers.
-        programs: Programs it consists of; None: enough for all processors.
+        programs: Programs it consists of.
     """
 
     bytes: float
     flops: float
     dtype: torch.dtype
-    draws: float = 0
-    programs: int | None = None
+    draws: float
+    programs: int
 
-    def seconds(self, device: Device) -> float:
-        """Expected time on a device."""
-        busy = 1.0
-        if self.programs is not None:
-            rounds = -(-self.programs // device.processors)
-            busy = self.programs / (rounds * device.processors)
-        work = max(
+    def work(self, device: Device) -> float:
+        """Seconds that the slowest of the three takes on all of a device's processors."""
+        return max(
             self.bytes / device.bandwidth,
             self.flops / device.matrix[self.dtype],
             self.draws * DRAW_INSTRUCTIONS / device.instructions,
         )
-        return device.launch + work / max(busy, 1 / device.processors)
+
+    def seconds(self, device: Device) -> float:
+        """Expected time: the work's, on the processors that the programs keep busy, and a launch's.
+
+        Programs run in rounds of one a processor, so that a last round that is not full costs as
+        much as one that is.
+        """
+        if not self.programs:
+            return device.launch
+        rounds = -(-self.programs // device.processors)
+        return device.launch + self.work(device) * rounds * device.processors / self.programs
 
 
 def seconds(launches: Sequence[Launch], device: Device) -> float:
@@ -148,9 +162,8 @@ def project(
     d_part: int,
     device: Device,
     stored: torch.dtype | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Launch:
-    """One projection of all candidates' vectors (P, d_part) to (P, n), both of type dtype.
+    """One projection of all candidates' vectors (P, d_part) to (P, n), both float32.
 
     Args:
         candidates: P.
@@ -158,12 +171,12 @@ def project(
         d_part: Length of the vector part.
         device: Whose tiles divide the work.
         stored: Type of the entries of a stored projection; None: seeded.
-        dtype: Type of vectors and factors.
     """
-    tile = TILES[device.arch]["project_seeded" if stored is None else "project"]
+    kernel: Kernel = "project_seeded" if stored is None else "project"
+    tile = TILES[device.arch][kernel]
     rows = min(tile.rows, max(MIN_SIDE, next_power(candidates)))
     over_candidates = -(-candidates // rows)
-    ends = candidates * (d_part + n) * dtype.itemsize
+    ends = candidates * (d_part + n) * 4
     return Launch(
         bytes=ends + (0 if stored is None else n * d_part * stored.itemsize),
         flops=2 * candidates * n * d_part,
@@ -173,23 +186,29 @@ def project(
     )
 
 
-def apply(deltas: Sequence[Sizes], device: Device) -> Launch:
-    """One launch for the deltas of targets that share x, each with a base of its own."""
-    first = deltas[0]
-    size = first.dtype.itemsize
-    total = _x_bytes(first)
-    flops, blocks = 0, 0
-    tile = TILES[device.arch]["apply_float32" if size == 4 else "apply_half"]
-    for delta in deltas:
-        total += _outer_bytes(delta)
-        total += delta.candidates * delta.rank * (delta.hidden + delta.out_features) * size
-        flops += _flops(delta)
-        blocks += _blocks(delta, tile.rows)
-    wanted = -(-4 * device.processors // max(1, blocks))
-    programs = sum(
-        _blocks(d, tile.rows) * split_columns(d.columns, tile.columns, wanted)[0] for d in deltas
+def apply(targets: Sequence[Sizes], device: Device) -> Launch:
+    """One launch for the deltas of targets that share x.
+
+    Args:
+        targets: Their sizes; the width of each is that of the output's columns which its programs
+            write. Together these are the outputs' columns.
+        device: Whose tiles divide the work.
+    """
+    first = targets[0]
+    kernel: Kernel = "apply_float32" if first.dtype == torch.float32 else "apply_half"
+    tile = TILES[device.arch][kernel]
+    blocks = [_blocks(target, tile.rows) for target in targets]
+    wanted = -(-4 * device.processors // max(1, sum(blocks)))
+    return Launch(
+        bytes=_x_bytes(first) + sum(_outer_bytes(t) + _factor_bytes(t) for t in targets),
+        flops=sum(_flops(target) for target in targets),
+        dtype=first.dtype,
+        draws=0,
+        programs=sum(
+            count * split_columns(target.columns, tile.columns, wanted)[0]
+            for count, target in zip(blocks, targets, strict=True)
+        ),
     )
-    return Launch(total, flops, first.dtype, programs=programs)
 
 
 def separate(sizes: Sizes, device: Device) -> list[Launch]:
@@ -203,7 +222,8 @@ def separate(sizes: Sizes, device: Device) -> list[Launch]:
 
 def fused(sizes: Sizes, device: Device) -> Launch:
     """One launch that draws, projects and applies; each program draws what it needs."""
-    tile = TILES[device.arch]["fused_float32" if sizes.dtype.itemsize == 4 else "fused_half"]
+    kernel: Kernel = "fused_float32" if sizes.dtype == torch.float32 else "fused_half"
+    tile = TILES[device.arch][kernel]
     blocks = _blocks(sizes, tile.rows)
     splits, span = split_columns(sizes.columns, tile.columns, device.processors // max(1, blocks))
     own = min(span, sizes.out_features)  # columns of B that a program draws
@@ -251,6 +271,11 @@ def _blocks(sizes: Sizes, rows: int) -> int:
 def _x_bytes(sizes: Sizes) -> int:
     copies = 1 if sizes.x_shared else sizes.candidates
     return copies * sizes.tokens * sizes.hidden * sizes.dtype.itemsize
+
+
+def _factor_bytes(sizes: Sizes) -> int:
+    width = sizes.hidden + sizes.out_features
+    return sizes.candidates * sizes.rank * width * sizes.dtype.itemsize
 
 
 def _outer_bytes(sizes: Sizes) -> int:

@@ -71,7 +71,7 @@ TILES: Mapping[str, Mapping[Kernel, Tile]] = {
     "sm_100": {
         "project": Tile(64, 32, 32, 4, 3),
         "project_seeded": Tile(64, 64, 64, 8, 1),
-        "apply_half": Tile(64, 64, 64, 4, 4),
+        "apply_half": Tile(64, 64, 64, 4, 3),
         "apply_float32": Tile(64, 32, 64, 8, 3),
         "fused_half": Tile(64, 32, 32, 4, 1),
         "fused_float32": Tile(32, 32, 32, 8, 1),

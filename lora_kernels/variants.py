@@ -90,7 +90,7 @@ def commonest(found: Sequence[Variant]) -> list[Variant]:
 def _project(arch: str, exact: str) -> Iterator[Variant]:
     row = tiles.TILES[arch]
     for candidates in (20, 5, 64):
-        for weight in ("fp32", "bf16"):
+        for weight in ("fp32", "bf16") if candidates == 20 else ("fp32",):
             yield Variant(
                 "project",
                 f"{candidates} candidates, {weight} weight",
@@ -111,13 +111,14 @@ def _project(arch: str, exact: str) -> Iterator[Variant]:
 
 def _apply(arch: str, exact: str) -> Iterator[Variant]:
     row = tiles.TILES[arch]
-    products = [("bf16", exact), ("fp16", exact), ("fp32", exact)]
+    whole = [("bf16", exact), ("fp32", exact)]
+    products = [*whole, ("fp16", exact)]
     if exact == "tf32x3":
         products.append(("fp32", "tf32"))
     for dtype, precision in products:
         kernel: Kernel = "apply_float32" if dtype == "fp32" else "apply_half"
-        # fp16 and bf16 differ in one field of the instructions: one call tells.
-        for rank, sharing, targets in CALLS if dtype != "fp16" else CALLS[:1]:
+        # fp16 and bf16 differ in one field of the instructions, tf32 is part of tf32x3: one tells.
+        for rank, sharing, targets in CALLS if (dtype, precision) in whole else CALLS[:1]:
             label = f"rank {rank}, {dtype}" + (f" as {precision}" if dtype == "fp32" else "")
             shared = "shared" if sharing > 1 else "own"
             yield Variant(
