@@ -162,8 +162,9 @@ def project(
     d_part: int,
     device: Device,
     stored: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Launch:
-    """One projection of all candidates' vectors (P, d_part) to (P, n), both float32.
+    """One projection of all candidates' vectors (P, d_part), float32, to (P, n).
 
     Args:
         candidates: P.
@@ -171,12 +172,13 @@ def project(
         d_part: Length of the vector part.
         device: Whose tiles divide the work.
         stored: Type of the entries of a stored projection; None: seeded.
+        dtype: Type of the factors.
     """
     kernel: Kernel = "project_seeded" if stored is None else "project"
     tile = TILES[device.arch][kernel]
     rows = min(tile.rows, max(MIN_SIDE, next_power(candidates)))
     over_candidates = -(-candidates // rows)
-    ends = candidates * (d_part + n) * 4
+    ends = candidates * (4 * d_part + dtype.itemsize * n)
     return Launch(
         bytes=ends + (0 if stored is None else n * d_part * stored.itemsize),
         flops=2 * candidates * n * d_part,
@@ -213,9 +215,12 @@ def apply(targets: Sequence[Sizes], device: Device) -> Launch:
 
 def separate(sizes: Sizes, device: Device) -> list[Launch]:
     """Two seeded projections that write A and B, and a launch that reads and applies them."""
+    parts = ((sizes.hidden, sizes.d_a), (sizes.out_features, sizes.d_b))
     return [
-        project(sizes.candidates, sizes.rank * sizes.hidden, sizes.d_a, device),
-        project(sizes.candidates, sizes.rank * sizes.out_features, sizes.d_b, device),
+        *(
+            project(sizes.candidates, sizes.rank * width, d_part, device, dtype=sizes.dtype)
+            for width, d_part in parts
+        ),
         apply([sizes], device),
     ]
 

@@ -13,15 +13,17 @@ from lora_kernels.philox import normal_rows
 BLOCK_ENTRIES = 1 << 20
 
 
-def project(z: Tensor, weight: Tensor) -> Tensor:
-    """Map each row of z (P, d_part) through weight (n, d_part) to (P, n)."""
-    return z @ weight.to(z.dtype).mT
+def project(z: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Map each row of z (P, d_part) through weight (n, d_part) to (P, n) of a type."""
+    return (z @ weight.to(z.dtype).mT).to(dtype)
 
 
-def project_seeded(z: Tensor, n: int, seed: int, stream: int, std: float) -> Tensor:
+def project_seeded(
+    z: Tensor, n: int, seed: int, stream: int, std: float, dtype: torch.dtype
+) -> Tensor:
     """The same with the weight drawn from a Philox stream, a block of rows at a time."""
     wide, d_part = std * z.to(torch.float32), z.shape[1]
-    out = z.new_empty(z.shape[0], n)
+    out = z.new_empty(z.shape[0], n, dtype=dtype)
     rows = max(1, BLOCK_ENTRIES // d_part)
     for start in range(0, n, rows):
         stop = min(start + rows, n)

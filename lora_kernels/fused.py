@@ -75,9 +75,12 @@ def project_and_apply(
     if not (isinstance(to_a, SeededProjection) and isinstance(to_b, SeededProjection)):
         if fused:
             raise ValueError("fused=True needs seeded projections; entries that are kept are read")
-        a = project(z_a, to_a, (rank, to_a.n // rank), chosen, autotune=autotune)
-        b = project(z_b, to_b, (rank, to_b.n // rank), chosen, autotune=autotune)
-        factors = Factors(a.to(x.dtype), b.to(x.dtype))
+        factors = Factors(
+            *(
+                project(part, to, (rank, to.n // rank), chosen, dtype=x.dtype, autotune=autotune)
+                for part, to in ((z_a, to_a), (z_b, to_b))
+            )
+        )
         return apply_deltas(
             x, base, factors, scale, chosen, columns=columns, precision=precision, autotune=autotune
         )

@@ -106,35 +106,49 @@ def _options(backend: str, **options: Any) -> dict[str, Any]:
 
 
 @torch.library.custom_op("lora_kernels::project", mutates_args=())
-def project(z: Tensor, weight: Tensor, backend: str, autotune: bool) -> Tensor:
-    """Map z (P, d_part) through weight (n, d_part) to (P, n)."""
+def project(z: Tensor, weight: Tensor, dtype: torch.dtype, backend: str, autotune: bool) -> Tensor:
+    """Map z (P, d_part) through weight (n, d_part) to (P, n) of a type."""
     options = _options(backend, autotune=autotune)
-    out: Tensor = _implementation(backend, z.device).project(z, weight, **options)
+    out: Tensor = _implementation(backend, z.device).project(z, weight, dtype, **options)
     return out
 
 
 @project.register_fake
-def _(z: Tensor, weight: Tensor, backend: str, autotune: bool) -> Tensor:
-    return z.new_empty(z.shape[0], weight.shape[0])
+def _(z: Tensor, weight: Tensor, dtype: torch.dtype, backend: str, autotune: bool) -> Tensor:
+    return z.new_empty(z.shape[0], weight.shape[0], dtype=dtype)
 
 
 @torch.library.custom_op("lora_kernels::project_seeded", mutates_args=())
 def project_seeded(
-    z: Tensor, n: int, seed: int, stream: int, std: float, backend: str, autotune: bool
+    z: Tensor,
+    n: int,
+    seed: int,
+    stream: int,
+    std: float,
+    dtype: torch.dtype,
+    backend: str,
+    autotune: bool,
 ) -> Tensor:
     """Map z (P, d_part) through a Philox stream's (n, d_part) normal numbers to (P, n)."""
     options = _options(backend, autotune=autotune)
     out: Tensor = _implementation(backend, z.device).project_seeded(
-        z, n, seed, stream, std, **options
+        z, n, seed, stream, std, dtype, **options
     )
     return out
 
 
 @project_seeded.register_fake
 def _(
-    z: Tensor, n: int, seed: int, stream: int, std: float, backend: str, autotune: bool
+    z: Tensor,
+    n: int,
+    seed: int,
+    stream: int,
+    std: float,
+    dtype: torch.dtype,
+    backend: str,
+    autotune: bool,
 ) -> Tensor:
-    return z.new_empty(z.shape[0], n)
+    return z.new_empty(z.shape[0], n, dtype=dtype)
 
 
 @torch.library.custom_op("lora_kernels::apply_deltas", mutates_args=())
@@ -225,9 +239,9 @@ def project_apply(
         )
         return y
     tuning = {"autotune": autotune} if options else {}
-    a = module.project_seeded(z_a, rank * hidden, seeds[0], seeds[1], stds[0], **tuning)
-    b = module.project_seeded(z_b, rank * (stop - start), seeds[2], seeds[3], stds[1], **tuning)
-    a, b = a.to(x.dtype).view(candidates, rank, -1), b.to(x.dtype).view(candidates, rank, -1)
+    a = module.project_seeded(z_a, rank * hidden, *seeds[:2], stds[0], x.dtype, **tuning)
+    b = module.project_seeded(z_b, rank * (stop - start), *seeds[2:], stds[1], x.dtype, **tuning)
+    a, b = a.view(candidates, rank, hidden), b.view(candidates, rank, stop - start)
     (y,) = module.apply_deltas(x, [base], [a], [b], [0], [start], scale, **options)
     return y
 

@@ -1,6 +1,6 @@
 """What the operations mean, in plain PyTorch: every other implementation is held to this one.
 
-Sums are taken in float32 (float64 for float64 inputs) and rounded once, to the input's type.
+Sums are taken in float32 (float64 for float64 inputs) and rounded once, to the result's type.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def project(z: Tensor, weight: Tensor) -> Tensor:
-    """Map each row of z (P, d_part) through weight (n, d_part) to (P, n)."""
-    return (_wide(z) @ weight.to(_wide(z).dtype).mT).to(z.dtype)
+def project(z: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Map each row of z (P, d_part) through weight (n, d_part) to (P, n) of a type."""
+    return (_wide(z) @ weight.to(_wide(z).dtype).mT).to(dtype)
 
 
-def project_seeded(z: Tensor, n: int, seed: int, stream: int, std: float) -> Tensor:
+def project_seeded(
+    z: Tensor, n: int, seed: int, stream: int, std: float, dtype: torch.dtype
+) -> Tensor:
     """The same with the weight drawn from a Philox stream."""
-    return project(z, std * normal_rows(seed, stream, 0, n, z.shape[1]).to(z.device))
+    return project(z, std * normal_rows(seed, stream, 0, n, z.shape[1]).to(z.device), dtype)
 
 
 def apply_deltas(

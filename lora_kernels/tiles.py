@@ -50,7 +50,7 @@ TILES: Mapping[str, Mapping[Kernel, Tile]] = {
         "apply_half": Tile(64, 64, 64, 4, 4),
         "apply_float32": Tile(32, 32, 64, 4, 2),
         "fused_half": Tile(64, 32, 32, 8, 1),
-        "fused_float32": Tile(32, 32, 32, 8, 1),
+        "fused_float32": Tile(32, 32, 64, 8, 1),
     },
     "sm_86": {
         "project": Tile(64, 32, 32, 4, 3),
@@ -58,7 +58,7 @@ TILES: Mapping[str, Mapping[Kernel, Tile]] = {
         "apply_half": Tile(64, 64, 64, 4, 3),
         "apply_float32": Tile(32, 32, 64, 4, 2),
         "fused_half": Tile(64, 32, 32, 8, 1),
-        "fused_float32": Tile(32, 32, 32, 8, 1),
+        "fused_float32": Tile(32, 32, 64, 8, 1),
     },
     "sm_90": {
         "project": Tile(64, 32, 32, 4, 3),
@@ -66,15 +66,15 @@ TILES: Mapping[str, Mapping[Kernel, Tile]] = {
         "apply_half": Tile(64, 64, 64, 4, 4),
         "apply_float32": Tile(64, 32, 64, 8, 3),
         "fused_half": Tile(64, 32, 32, 8, 1),
-        "fused_float32": Tile(32, 32, 32, 8, 1),
+        "fused_float32": Tile(32, 32, 64, 8, 1),
     },
     "sm_100": {
         "project": Tile(64, 32, 32, 4, 3),
         "project_seeded": Tile(64, 64, 64, 8, 1),
         "apply_half": Tile(64, 64, 64, 4, 3),
         "apply_float32": Tile(64, 32, 64, 8, 3),
-        "fused_half": Tile(64, 32, 32, 4, 1),
-        "fused_float32": Tile(32, 32, 32, 8, 1),
+        "fused_half": Tile(64, 64, 32, 4, 1),
+        "fused_float32": Tile(32, 32, 64, 8, 1),
     },
     "gfx942": {
         "project": Tile(64, 32, 32, 4, 2),
@@ -82,7 +82,7 @@ TILES: Mapping[str, Mapping[Kernel, Tile]] = {
         "apply_half": Tile(64, 64, 64, 4, 2),
         "apply_float32": Tile(64, 32, 64, 4, 2),
         "fused_half": Tile(64, 32, 32, 8, 1),
-        "fused_float32": Tile(32, 32, 32, 8, 1),
+        "fused_float32": Tile(32, 32, 64, 8, 1),
     },
 }
 

@@ -26,12 +26,12 @@ from lora_kernels.triton_project import project_kernel, project_seeded_kernel
 from lora_kernels.triton_run import matrix_unit, operand, processors, run, unit_stride
 
 
-def project(z: Tensor, weight: Tensor, autotune: bool = False) -> Tensor:
-    """Map each row of z (P, d_part) through weight (n, d_part) to (P, n)."""
+def project(z: Tensor, weight: Tensor, dtype: torch.dtype, autotune: bool = False) -> Tensor:
+    """Map each row of z (P, d_part) through weight (n, d_part) to (P, n) of a type."""
     z, weight = unit_stride(z), unit_stride(weight)
     candidates, d_part = z.shape
     n = weight.shape[0]
-    out = z.new_empty(candidates, n)
+    out = z.new_empty(candidates, n, dtype=dtype)
 
     def launch(tile: Tile) -> None:
         constants = project_constants(tile, candidates, matrix_unit(z.device))
@@ -55,12 +55,18 @@ def project(z: Tensor, weight: Tensor, autotune: bool = False) -> Tensor:
 
 
 def project_seeded(
-    z: Tensor, n: int, seed: int, stream: int, std: float, autotune: bool = False
+    z: Tensor,
+    n: int,
+    seed: int,
+    stream: int,
+    std: float,
+    dtype: torch.dtype,
+    autotune: bool = False,
 ) -> Tensor:
     """The same with the weight drawn from a Philox stream, in registers."""
     z = unit_stride(z)
     candidates, d_part = z.shape
-    out = z.new_empty(candidates, n)
+    out = z.new_empty(candidates, n, dtype=dtype)
 
     def launch(tile: Tile) -> None:
         constants = project_constants(tile, candidates, matrix_unit(z.device))

@@ -32,8 +32,8 @@ def _check(backend, fused=None):
     torch.library.opcheck(ops.apply_deltas, (X, [BASE], [A], [B], [0], [4], 0.5, *last))
     several = ([BASE, BASE[0]], [A, A, A], [B[..., :4], B, B], [0, 0, 1], [0, 4, 2], 0.5)
     torch.library.opcheck(ops.apply_deltas, (X, *several, *last))
-    torch.library.opcheck(ops.project, (Z, WEIGHT, backend, False))
-    torch.library.opcheck(ops.project_seeded, (Z, 20, 3, 1, 0.5, backend, False))
+    torch.library.opcheck(ops.project, (Z, WEIGHT, torch.bfloat16, backend, False))
+    torch.library.opcheck(ops.project_seeded, (Z, 20, 3, 1, 0.5, torch.float32, backend, False))
     seeds, stds = [3, 1, 3, 2], [0.5, 0.5]
     sizes = (2, seeds, stds, 0.5, 4, 12, fused)
     torch.library.opcheck(ops.project_apply, (X, BASE, Z, Z, *sizes, *last))

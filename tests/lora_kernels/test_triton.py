@@ -160,22 +160,25 @@ def test_rank_has_a_limit(device):
     d_part=st.integers(1, 140),
     dtype=st.sampled_from(DTYPES),
     weight_dtype=st.sampled_from(DTYPES),
+    out_dtype=st.sampled_from(DTYPES),
     strided=st.booleans(),
     seed=st.integers(0, 2**63 - 1),
     stream=st.integers(0, 2**63 - 1),
 )
-def test_project(device, candidates, n, d_part, dtype, weight_dtype, strided, seed, stream):
+def test_project(
+    device, candidates, n, d_part, dtype, weight_dtype, out_dtype, strided, seed, stream
+):
     torch.manual_seed(seed)
     z = _random((candidates, d_part), dtype, device, strided)
     seeded = SeededProjection(n, d_part, seed, std=0.5, stream=stream)
     drawn = seeded.materialize(device=device)
     stored = StoredProjection(_random((n, d_part), weight_dtype, device, strided))
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(out_dtype).eps
     for projection, weight in ((seeded, drawn.weight), (stored, stored.weight)):
-        factor = project(z, projection, backend="triton")
-        expected = reference.project(z.double(), weight.double())
-        bound = reference.project(z.double().abs(), weight.double().abs() + 0.5)
-        assert (factor.shape, factor.dtype) == (expected.shape, dtype)
+        factor = project(z, projection, backend="triton", dtype=out_dtype)
+        expected = reference.project(z.double(), weight.double(), torch.float64)
+        bound = reference.project(z.double().abs(), weight.double().abs() + 0.5, torch.float64)
+        assert (factor.shape, factor.dtype) == (expected.shape, out_dtype)
         assert ((factor.double() - expected).abs() <= 8 * eps * bound).all()
 
 
