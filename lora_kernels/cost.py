@@ -199,17 +199,16 @@ def apply(targets: Sequence[Sizes], device: Device) -> Launch:
     first = targets[0]
     kernel: Kernel = "apply_float32" if first.dtype == torch.float32 else "apply_half"
     tile = TILES[device.arch][kernel]
-    blocks = [_blocks(target, tile.rows) for target in targets]
-    wanted = -(-4 * device.processors // max(1, sum(blocks)))
+    rank = max(target.rank for target in targets)
+    blocks = len(targets) * _blocks(replace(first, rank=rank), tile.rows)
+    wanted = -(-4 * device.processors // max(1, blocks))
+    splits, _ = split_columns(max(t.columns for t in targets), tile.columns, wanted)
     return Launch(
         bytes=_x_bytes(first) + sum(_outer_bytes(t) + _factor_bytes(t) for t in targets),
         flops=sum(_flops(target) for target in targets),
         dtype=first.dtype,
         draws=0,
-        programs=sum(
-            count * split_columns(target.columns, tile.columns, wanted)[0]
-            for count, target in zip(blocks, targets, strict=True)
-        ),
+        programs=blocks * splits,
     )
 
 

@@ -69,7 +69,7 @@ TILES: Mapping[str, Mapping[Kernel, Tile]] = {
         "fused_float32": Tile(32, 32, 64, 8, 1),
     },
     "sm_100": {
-        "project": Tile(64, 32, 32, 4, 3),
+        "project": Tile(64, 32, 32, 4, 2),
         "project_seeded": Tile(64, 64, 64, 8, 1),
         "apply_half": Tile(64, 64, 64, 4, 3),
         "apply_float32": Tile(64, 32, 64, 8, 3),

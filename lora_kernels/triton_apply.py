@@ -64,9 +64,7 @@ def add_and_store(
         tl.store(where, y_tile.to(y_rows.dtype.element_ty), mask=mask)
 
 
-@triton.jit(
-    do_not_specialize=["candidates", "tokens", "groups", "first_programs", "splits", "rank"]
-)
+@triton.jit(do_not_specialize=["candidates", "tokens", "groups", "blocks", "splits"])
 def apply_deltas_kernel(
     x,  # (T, h) or (P, T, h), strides x_stride_p (0 if shared), x_stride_t
     # What follows up to b_stride_r are tuples with one entry a delta.
@@ -74,9 +72,6 @@ def apply_deltas_kernel(
     y,  # (P, T, width), strides y_stride_p, y_stride_t
     a,  # (P, r, h), strides a_stride_p, a_stride_r
     b,  # (P, r, o), strides b_stride_p, b_stride_r
-    first_programs,  # number of its first program
-    splits,  # programs that share the columns of one token block and candidate group
-    span,  # columns of one of them, a multiple of BLOCK_O
     left,  # its programs write the columns left <= column < right of y
     right,
     start,  # the delta goes to the columns start <= column < stop of these
@@ -97,6 +92,8 @@ def apply_deltas_kernel(
     tokens,
     hidden,
     groups,  # candidate groups
+    blocks,  # token blocks times candidate groups
+    splits,  # programs that share the columns of one of these, and of one delta
     GROUP: tl.constexpr,  # candidates a program; above 1 only where they share x
     LANES: tl.constexpr,  # rows of the group's factors, padded to the tensor core's tile
     BASE_SHARED: tl.constexpr,  # whether all candidates share every base
@@ -113,13 +110,10 @@ def apply_deltas_kernel(
     delta; which one it is decides what is in its registers, not the code.
     """
     program = tl.program_id(0)
-    index = 0
-    for i in tl.static_range(1, len(base)):
-        index += (program >= first_programs[i]).to(tl.int32)
-    program -= pick(index, first_programs)
+    index = program // (blocks * splits)
     # Programs of one token block are neighbours, so that x comes from the second-level cache.
-    split = program % pick(index, splits)
-    block = program // pick(index, splits)
+    split = program % splits
+    block = program // splits % blocks
     first = block % groups * GROUP
     token = block // groups * BLOCK_T + tl.arange(0, BLOCK_T)
     token_mask = token < tokens
@@ -135,8 +129,9 @@ def apply_deltas_kernel(
     x_rows = x + first.to(tl.int64) * x_stride_p + token.to(tl.int64) * x_stride_t
     base_rows = pick(index, base) + token.to(tl.int64) * pick(index, base_stride_t)
     y_rows = pick(index, y) + token.to(tl.int64) * pick(index, y_stride_t)
-    begin = pick(index, left) + split * pick(index, span)
-    end = tl.minimum(begin + pick(index, span), pick(index, right))
+    span = tl.cdiv(tl.cdiv(pick(index, right) - pick(index, left), BLOCK_O), splits) * BLOCK_O
+    begin = pick(index, left) + split * span
+    end = tl.minimum(begin + span, pick(index, right))
     delta_start, delta_stop = pick(index, start), pick(index, stop)
 
     low = tl.zeros((BLOCK_T, LANES), tl.float32)

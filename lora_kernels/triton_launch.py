@@ -145,22 +145,14 @@ def apply_deltas(
         # Few tokens and candidates would leave processors idle: then several programs share the
         # columns, and each computes x A^T anew.
         wanted = triton.cdiv(4 * processors(x.device), blocks * len(A))
-        shares = [
-            split_columns(end - begin, tile.columns, wanted)
-            for begin, end in zip(left, right, strict=True)
-        ]
-        first_programs = [0]
-        for splits, _ in shares:
-            first_programs.append(first_programs[-1] + blocks * splits)
-        apply_deltas_kernel[(first_programs.pop(),)](
+        widest = max(end - begin for begin, end in zip(left, right, strict=True))
+        splits, _ = split_columns(widest, tile.columns, wanted)
+        apply_deltas_kernel[(blocks * splits * len(A),)](
             x,
             tuple(base),
             tuple(y),
             tuple(A),
             tuple(B),
-            tuple(first_programs),
-            tuple(splits for splits, _ in shares),
-            tuple(span for _, span in shares),
             tuple(left),
             tuple(right),
             tuple(start),
@@ -181,6 +173,8 @@ def apply_deltas(
             tokens,
             hidden,
             groups,
+            blocks,
+            splits,
             **constants,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,

@@ -27,8 +27,8 @@ for _name in ("seed", "stream"):
     OTHER_TYPES |= dict.fromkeys((_name, f"{_name}_a", f"{_name}_b"), "i64")
 
 # Arguments of apply_deltas_kernel that have one entry a delta.
-PER_DELTA = {"base", "y", "a", "b", "first_programs", "splits", "span", "left", "right", "start"}
-PER_DELTA |= {"stop", "rank", "base_stride_p", "base_stride_t", "y_stride_p", "y_stride_t"}
+PER_DELTA = {"base", "y", "a", "b", "left", "right", "start", "stop", "rank"}
+PER_DELTA |= {"base_stride_p", "base_stride_t", "y_stride_p", "y_stride_t"}
 PER_DELTA |= {"a_stride_p", "a_stride_r", "b_stride_p", "b_stride_r"}
 
 # Rank, how many candidates share x, targets: four, two or one candidate a program.
