@@ -61,12 +61,18 @@ def apply_deltas(
     filled = [0] * len(bases)
     for low, b, i, first in zip(lows, B, into, start, strict=True):
         base, y, stop = bases[i].expand_as(ys[i]), ys[i], first + b.shape[2]
-        y[..., filled[i] : first] = base[..., filled[i] : first]
+        _copy(base, y, filled[i], first)
         torch.baddbmm(base[..., first:stop], low, b, alpha=scale, out=y[..., first:stop])
         filled[i] = stop
     for base, y, stop in zip(bases, ys, filled, strict=True):
-        y[..., stop:] = base[..., stop:]
+        _copy(base, y, stop, y.shape[-1])
     return ys
+
+
+def _copy(base: Tensor, y: Tensor, start: int, stop: int) -> None:
+    """Copy the columns between two deltas, if there are any."""
+    if start < stop:
+        y[..., start:stop] = base[..., start:stop]
 
 
 def _products(x: Tensor, A: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -60,6 +60,7 @@ def _layer(z, x, base, backend):
     return v.sum() + project_and_apply(x, q, vectors, projections, 2, 0.5, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_compile(backend):
     """One graph without breaks, and the same numbers."""
