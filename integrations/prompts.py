@@ -125,6 +125,7 @@ class PatternEncoder:
                 most = middle
         return ids
 
+
 class Encoder(PatternEncoder):
     """Encodes a task's examples for one tokenizer and kind of model.
 

@@ -10,55 +10,19 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lora_kernels import tiles, triton_kernels
-from lora_kernels.tiles import Kernel, Tile
-from lora_kernels.triton_launch import apply_constants, project_constants
-
-TYPES = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}
+from lora_kernels import tiles
+from lora_kernels.variants import Variant
 
 # Instructions that run on tensor cores: PTX of sm_80, sm_90 and sm_100, and AMD's.
 MATRIX_INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "v_mfma")
-
-# Arguments that are multiples of 16 in practice; Triton then loads 16 bytes at a time. Widths of
-# layers are, the length of a vector part (500 / 4 in the paper) is not.
-ALIGNED = {"hidden", "width", "start", "stop", "span", "n"}
-ALIGNED |= {f"{name}_stride_{axis}" for name in ("x", "base") for axis in "pt"}
-ALIGNED |= {f"{name}_stride_{axis}" for name in ("a", "b") for axis in "pr"}
-OTHER_TYPES = {"seed": "i64", "stream": "i64", "scale": "fp32", "std": "fp32"}
-
-# Rank, and how many candidates share x: four, two or one of them share a program.
-CALLS = ((4, 20), (8, 20), (4, 1), (32, 20), (64, 1))
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A kernel with the types and constants of one kind of call.
-
-    Attributes:
-        kernel: Its name in the tile table.
-        label: What kind of call it is.
-        function: The kernel itself.
-        pointers: Element type of each tensor argument.
-        tile: Tile sizes.
-        constants: Compile-time arguments.
-    """
-
-    kernel: Kernel
-    label: str
-    function: Any
-    pointers: Mapping[str, str]
-    tile: Tile
-    constants: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -111,46 +75,6 @@ def target(arch: str) -> GPUTarget:
     return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
 
 
-def variants(arch: str) -> Iterator[Variant]:
-    """The kinds of calls that compile to different code, with an architecture's tiles."""
-    exact = "ieee" if arch.startswith("gfx") else "tf32x3"
-    row = tiles.TILES[arch]
-    for candidates in (5, 20, 64):
-        for weight in ("fp32", "bf16"):
-            yield Variant(
-                "project",
-                f"{candidates} candidates, {weight} weight",
-                triton_kernels.project_kernel,
-                {"z": "fp32", "weight": weight, "out": "fp32"},
-                row["project"],
-                project_constants(row["project"], candidates, exact),
-            )
-        yield Variant(
-            "project_seeded",
-            f"{candidates} candidates",
-            triton_kernels.project_seeded_kernel,
-            {"z": "fp32", "out": "fp32"},
-            row["project_seeded"],
-            project_constants(row["project_seeded"], candidates, exact),
-        )
-    products = [("bf16", exact), ("fp16", exact), ("fp32", exact)]
-    if exact == "tf32x3":
-        products.append(("fp32", "tf32"))
-    for dtype, precision in products:
-        kernel: Kernel = "apply_float32" if dtype == "fp32" else "apply_half"
-        # fp16 and bf16 differ in one field of the instructions: one call tells.
-        for rank, sharing in CALLS if dtype != "fp16" else CALLS[:1]:
-            label = f"rank {rank}, {dtype}" + (f" as {precision}" if dtype == "fp32" else "")
-            yield Variant(
-                kernel,
-                f"{label}, {'shared' if sharing > 1 else 'own'} x",
-                triton_kernels.apply_deltas_kernel,
-                dict.fromkeys(("x", "base", "a", "b", "y"), dtype),
-                row[kernel],
-                apply_constants(row[kernel], rank, sharing, sharing > 1, TYPES[dtype], precision),
-            )
-
-
 def compile_variant(variant: Variant, arch: str) -> Report:
     """Compile one variant for an architecture and read what became of it.
 
@@ -161,16 +85,7 @@ def compile_variant(variant: Variant, arch: str) -> Report:
     function, tile = variant.function, variant.tile
     if not isinstance(function, triton.JITFunction):
         raise RuntimeError("kernels don't compile with TRITON_INTERPRET=1 in the environment")
-    signature, attributes = {}, {}
-    for place, name in enumerate(function.arg_names):
-        if name in variant.constants:
-            signature[name] = "constexpr"
-        elif name in variant.pointers:
-            signature[name] = f"*{variant.pointers[name]}"
-        else:
-            signature[name] = OTHER_TYPES.get(name, "i32")
-        if name in variant.pointers or name in ALIGNED:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+    signature, attributes = variant.signature()
     compiled = triton.compile(
         ASTSource(function, signature, dict(variant.constants), attributes),
         target=target(arch),
@@ -208,7 +123,8 @@ def _nvidia_resources(ptx: str, arch: str) -> tuple[int, int, int]:
         source.write_text(ptx)
         name = f"--gpu-name={arch}{'a' if number >= 90 else ''}"
         report = subprocess.run(
-            [str(ptxas), "-v", name, str(source), "-o", f"{folder}/kernel.cubin"],
+            # Triton compiles with this register allocation; ptxas 13's own spills without need.
+            [str(ptxas), "-v", "--regAllocOptLevel=2", name, str(source), "-o", f"{folder}/cubin"],
             check=True,
             capture_output=True,
             text=True,

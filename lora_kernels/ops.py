@@ -1,7 +1,7 @@
 """The operations as torch.library ops, and the choice of an implementation.
 
-A caller uses `project` and `apply_deltas` of this package; they check their arguments and call
-these ops, which torch.compile, torch.export and meta tensors treat like PyTorch's own.
+A caller uses the functions of this package; they check their arguments and call these ops, which
+torch.compile, torch.export and meta tensors treat like PyTorch's own.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from lora_kernels import cost
 
 MODULES = {
     "triton": "lora_kernels.triton_launch",
@@ -103,67 +106,161 @@ def _options(backend: str, **options: Any) -> dict[str, Any]:
 
 
 @torch.library.custom_op("lora_kernels::project", mutates_args=())
-def project(z: Tensor, weight: Tensor, backend: str, autotune: bool) -> Tensor:
-    """Map z (P, d_part) through weight (n, d_part) to (P, n)."""
+def project(z: Tensor, weight: Tensor, dtype: torch.dtype, backend: str, autotune: bool) -> Tensor:
+    """Map z (P, d_part) through weight (n, d_part) to (P, n) of a type."""
     options = _options(backend, autotune=autotune)
-    out: Tensor = _implementation(backend, z.device).project(z, weight, **options)
+    out: Tensor = _implementation(backend, z.device).project(z, weight, dtype, **options)
     return out
 
 
 @project.register_fake
-def _(z: Tensor, weight: Tensor, backend: str, autotune: bool) -> Tensor:
-    return z.new_empty(z.shape[0], weight.shape[0])
+def _(z: Tensor, weight: Tensor, dtype: torch.dtype, backend: str, autotune: bool) -> Tensor:
+    return z.new_empty(z.shape[0], weight.shape[0], dtype=dtype)
 
 
 @torch.library.custom_op("lora_kernels::project_seeded", mutates_args=())
 def project_seeded(
-    z: Tensor, n: int, seed: int, stream: int, std: float, backend: str, autotune: bool
+    z: Tensor,
+    n: int,
+    seed: int,
+    stream: int,
+    std: float,
+    dtype: torch.dtype,
+    backend: str,
+    autotune: bool,
 ) -> Tensor:
     """Map z (P, d_part) through a Philox stream's (n, d_part) normal numbers to (P, n)."""
     options = _options(backend, autotune=autotune)
     out: Tensor = _implementation(backend, z.device).project_seeded(
-        z, n, seed, stream, std, **options
+        z, n, seed, stream, std, dtype, **options
     )
     return out
 
 
 @project_seeded.register_fake
 def _(
-    z: Tensor, n: int, seed: int, stream: int, std: float, backend: str, autotune: bool
+    z: Tensor,
+    n: int,
+    seed: int,
+    stream: int,
+    std: float,
+    dtype: torch.dtype,
+    backend: str,
+    autotune: bool,
 ) -> Tensor:
-    return z.new_empty(z.shape[0], n)
+    return z.new_empty(z.shape[0], n, dtype=dtype)
 
 
 @torch.library.custom_op("lora_kernels::apply_deltas", mutates_args=())
 def apply_deltas(
     x: Tensor,
-    base: Tensor,
-    A: Tensor,
-    B: Tensor,
+    bases: Sequence[Tensor],
+    A: Sequence[Tensor],
+    B: Sequence[Tensor],
+    into: Sequence[int],
+    start: Sequence[int],
     scale: float,
-    start: int,
     backend: str,
     precision: str,
     autotune: bool,
-) -> Tensor:
-    """Base plus every candidate's delta of x, (P, T, width); B's columns begin at start."""
+) -> list[Tensor]:
+    """Each base plus every candidate's deltas of x that go into it, (P, T, width).
+
+    Delta i goes into base into[i], its columns begin at start[i]; deltas are in the order of their
+    bases and columns and don't overlap.
+    """
     options = _options(backend, precision=precision, autotune=autotune)
-    y: Tensor = _implementation(backend, x.device).apply_deltas(
-        x, base, A, B, scale, start, **options
+    ys: list[Tensor] = _implementation(backend, x.device).apply_deltas(
+        x, bases, A, B, into, start, scale, **options
     )
-    return y
+    return ys
 
 
 @apply_deltas.register_fake
 def _(
     x: Tensor,
+    bases: Sequence[Tensor],
+    A: Sequence[Tensor],
+    B: Sequence[Tensor],
+    into: Sequence[int],
+    start: Sequence[int],
+    scale: float,
+    backend: str,
+    precision: str,
+    autotune: bool,
+) -> list[Tensor]:
+    return [base.new_empty(A[0].shape[0], base.shape[-2], base.shape[-1]) for base in bases]
+
+
+@torch.library.custom_op("lora_kernels::project_apply", mutates_args=())
+def project_apply(
+    x: Tensor,
     base: Tensor,
-    A: Tensor,
-    B: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+    rank: int,
+    seeds: Sequence[int],
+    stds: Sequence[float],
     scale: float,
     start: int,
+    stop: int,
+    fused: bool | None,
     backend: str,
     precision: str,
     autotune: bool,
 ) -> Tensor:
-    return base.new_empty(A.shape[0], base.shape[-2], base.shape[-1])
+    """Base plus every candidate's delta of x, its factors projected from z_a and z_b.
+
+    Seeds are the seed and stream of A's projection and those of B's. Whether it takes one launch
+    is up to the caller, or, if fused is None, to the cost model; only Triton can do it in one.
+    """
+    module, candidates, hidden = _implementation(backend, x.device), z_a.shape[0], x.shape[-1]
+    options = _options(backend, precision=precision, autotune=autotune)
+    if backend == "triton" and fused is None:
+        fused = cost.fusing_pays(
+            cost.Sizes(
+                candidates,
+                tokens=base.shape[-2],
+                hidden=hidden,
+                out_features=stop - start,
+                rank=rank,
+                d_a=z_a.shape[1],
+                d_b=z_b.shape[1],
+                dtype=x.dtype,
+                width=base.shape[-1],
+                x_shared=x.dim() == 2,
+                base_shared=base.dim() == 2,
+            ),
+            cost.device_for(x.device),
+        )
+    if fused:
+        y: Tensor = module.project_apply(
+            x, base, z_a, z_b, rank, seeds, stds, scale, start, stop, **options
+        )
+        return y
+    tuning = {"autotune": autotune} if options else {}
+    a = module.project_seeded(z_a, rank * hidden, *seeds[:2], stds[0], x.dtype, **tuning)
+    b = module.project_seeded(z_b, rank * (stop - start), *seeds[2:], stds[1], x.dtype, **tuning)
+    a, b = a.view(candidates, rank, hidden), b.view(candidates, rank, stop - start)
+    (y,) = module.apply_deltas(x, [base], [a], [b], [0], [start], scale, **options)
+    return y
+
+
+@project_apply.register_fake
+def _(
+    x: Tensor,
+    base: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+    rank: int,
+    seeds: Sequence[int],
+    stds: Sequence[float],
+    scale: float,
+    start: int,
+    stop: int,
+    fused: bool | None,
+    backend: str,
+    precision: str,
+    autotune: bool,
+) -> Tensor:
+    return base.new_empty(z_a.shape[0], base.shape[-2], base.shape[-1])

@@ -120,6 +120,7 @@ def project(
     shape: Sequence[int] | None = None,
     backend: str | None = None,
     *,
+    dtype: torch.dtype | None = None,
     autotune: bool = False,
 ) -> Tensor:
     """Project the candidates' vectors to one of their factors.
@@ -129,24 +130,32 @@ def project(
         projection: The map to n entries; a stored one is on z's device.
         shape: Shape of one factor, with n entries in all.
         backend: "triton", "cpu" or "reference"; None chooses by z's device.
+        dtype: Type of the factor, float32, float16 or bfloat16; None: that of z.
         autotune: Let Triton measure tile sizes instead of taking them from the table.
 
     Returns:
-        (P, n), or (P, *shape) if a shape is given, in z's type. Sums are taken in float32.
+        (P, n), or (P, *shape) if a shape is given. Sums are taken in float32.
 
     Raises:
         ValueError: If shapes, types or devices don't fit, or the backend can't be used.
     """
-    if z.dim() != 2 or z.shape[1] != projection.d_part:
-        raise ValueError(f"z must have shape (P, {projection.d_part}); got {tuple(z.shape)}")
-    if z.dtype not in DTYPES:
-        raise ValueError(f"z must be one of {DTYPES}; got {z.dtype}")
+    check_vectors(z, projection)
     if shape is not None and math.prod(shape) != projection.n:
         raise ValueError(f"shape must have {projection.n} entries; got {tuple(shape)}")
+    dtype = z.dtype if dtype is None else dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}; got {dtype}")
     chosen = ops.resolve_backend(z.device, backend)
     if isinstance(projection, SeededProjection):
         out = ops.project_seeded(
-            z, projection.n, projection.seed, projection.stream, projection.std, chosen, autotune
+            z,
+            projection.n,
+            projection.seed,
+            projection.stream,
+            projection.std,
+            dtype,
+            chosen,
+            autotune,
         )
     else:
         if projection.weight.device != z.device:
@@ -154,6 +163,14 @@ def project(
                 f"z and the projection must be on one device; got {z.device} and"
                 f" {projection.weight.device}"
             )
-        out = ops.project(z, projection.weight, chosen, autotune)
+        out = ops.project(z, projection.weight, dtype, chosen, autotune)
     result: Tensor = out if shape is None else out.view(z.shape[0], *shape)
     return result
+
+
+def check_vectors(z: Tensor, projection: Projection) -> None:
+    """Hold candidates' vectors against the projection that is to map them."""
+    if z.dim() != 2 or z.shape[1] != projection.d_part:
+        raise ValueError(f"z must have shape (P, {projection.d_part}); got {tuple(z.shape)}")
+    if z.dtype not in DTYPES:
+        raise ValueError(f"z must be one of {DTYPES}; got {z.dtype}")

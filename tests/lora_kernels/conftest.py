@@ -6,13 +6,11 @@ import torch
 
 import lora_kernels
 
-KERNEL_MODULES = ("triton_kernels", "triton_launch")
-
 
 def _forget_kernels():
-    for name in KERNEL_MODULES:
-        sys.modules.pop(f"lora_kernels.{name}", None)
-        vars(lora_kernels).pop(name, None)
+    for name in [name for name in sys.modules if name.startswith("lora_kernels.triton_")]:
+        del sys.modules[name]
+        vars(lora_kernels).pop(name.removeprefix("lora_kernels."), None)
 
 
 @contextmanager

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_kernels import Factors, apply_deltas, reference
+from lora_kernels import Delta, Factors, apply_deltas, apply_deltas_grouped, reference
 
 BACKENDS = ("cpu", "reference")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,8 +35,9 @@ def test_cpu_equals_reference(dtype, rank, x_shared, base_shared, columns):
     base = torch.randn(*(() if base_shared else (candidates,)), tokens, width).to(dtype)
     factors = _factors(candidates, rank, hidden, out_features, dtype)
     y = apply_deltas(x, base, factors, 0.1, "cpu", columns=columns)
-    wide = (t.double() for t in (x, base, factors.A, factors.B))
-    expected = reference.apply_deltas(*wide, 0.1, columns[0] if columns else 0)
+    x, base, a, b = (t.double() for t in (x, base, factors.A, factors.B))
+    start = columns[0] if columns else 0
+    (expected,) = reference.apply_deltas(x, [base], [a], [b], [0], [start], 0.1)
     assert y.dtype == dtype
     assert y.is_contiguous()
     eps = torch.finfo(dtype).eps
@@ -64,6 +65,21 @@ def test_columns_that_are_not_one_stretch(backend):
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_scattered_columns_of_several_deltas(backend):
+    """Two targets whose heads take turns in one output, beside a base with a plain delta."""
+    torch.manual_seed(0)
+    x, base, other = torch.randn(5, 12), torch.randn(5, 24), torch.randn(5, 8)
+    of_q, of_v, of_o = (Factors(torch.randn(3, r, 12), torch.randn(3, r, 8)) for r in (2, 4, 1))
+    q, v = torch.arange(24).view(2, 3, 4)[:, [0, 2]].transpose(0, 1).flatten(1)
+    deltas = (Delta(of_q, 0, q), Delta(of_o, 1), Delta(of_v, 0, v))
+    y, z = apply_deltas_grouped(x, (base, other), deltas, 0.7, backend)
+    expected = apply_deltas(x, base, of_q, 0.7, columns=q, backend=backend)
+    expected = apply_deltas(x, expected, of_v, 0.7, columns=v, backend=backend)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(z, apply_deltas(x, other, of_o, 0.7, backend=backend))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("candidates", "tokens"), [(0, 4), (3, 0), (0, 0)])
 @pytest.mark.parametrize("x_shared", [True, False])
@@ -84,6 +100,70 @@ def test_arguments_are_not_changed_and_need_not_be_contiguous(backend):
     dense = Factors(factors.A.contiguous(), factors.B.contiguous())
     expected = apply_deltas(x.contiguous(), base.contiguous(), dense, backend=backend)
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("x_shared", [True, False])
+@pytest.mark.parametrize("base_shared", [True, False])
+def test_groups_equal_the_targets_one_by_one(dtype, x_shared, base_shared):
+    """Separate outputs of different widths, a fused one with gaps, ranks that differ, any order."""
+    candidates, tokens, hidden = 3, 9, 24
+    x = torch.randn(*(() if x_shared else (candidates,)), tokens, hidden).to(dtype)
+    q, kv = (
+        torch.randn(*(() if base_shared else (candidates,)), tokens, width).to(dtype)
+        for width in (20, 40)
+    )
+    of_q, of_k, of_v = (
+        _factors(candidates, rank, hidden, width, dtype)
+        for rank, width in ((4, 20), (2, 8), (33, 16))
+    )
+    deltas = (Delta(of_v, 1, slice(20, 36)), Delta(of_q), Delta(of_k, base=1, columns=(4, 12)))
+    new_q, new_kv = apply_deltas_grouped(x, (q, kv), deltas, 0.1, "cpu")
+    torch.testing.assert_close(new_q, apply_deltas(x, q, of_q, 0.1, "cpu"))
+    alone = apply_deltas(x, kv, of_k, 0.1, "cpu", columns=(4, 12))
+    alone = apply_deltas(x, alone, of_v, 0.1, "cpu", columns=(20, 36))
+    torch.testing.assert_close(new_kv, alone)
+    reference_q, reference_kv = apply_deltas_grouped(x, (q, kv), deltas, 0.1, "reference")
+    for y, expected in ((new_q, reference_q), (new_kv, reference_kv)):
+        assert y.is_contiguous()
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(y, expected, rtol=8 * eps, atol=16 * 33**0.5 * eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("candidates", "tokens"), [(0, 4), (3, 0)])
+@pytest.mark.parametrize("x_shared", [True, False])
+def test_empty_groups(backend, candidates, tokens, x_shared):
+    x = torch.randn(*(() if x_shared else (candidates,)), tokens, 10)
+    deltas = [Delta(_factors(candidates, 2, 10, width), i) for i, width in enumerate((8, 3))]
+    bases = [torch.randn(tokens, width) for width in (8, 3)]
+    ys = apply_deltas_grouped(x, bases, deltas, backend=backend)
+    assert [y.shape for y in ys] == [(candidates, tokens, 8), (candidates, tokens, 3)]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "message"),
+    [
+        ([], r"every base needs a delta; there is none for \[0, 1\]"),
+        ([(0, None, 3)], r"none for \[1\]"),
+        ([(0, None, 3), (2, None, 3)], "goes to base 2, but there are 2"),
+        ([(0, None, 3), (-1, None, 3)], "goes to base -1"),
+        ([(0, None, 3), (1, (0, 8), 3), (1, (7, 15), 3)], "base 1 columns 0 to 8 and those from 7"),
+        ([(0, None, 3), (1, (0, 8), 2)], r"as many candidates; got \[2, 3\]"),
+        ([(0, None, 3), (1, (20, 28), 3)], "base's 24"),
+        ([(0, None, 3), (1, None, 3)], "base's width; that is 24"),
+    ],
+)
+def test_wrong_groups_are_named(deltas, message):
+    x, bases = torch.zeros(6, 10), (torch.zeros(6, 8), torch.zeros(6, 24))
+    deltas = [Delta(_factors(count, 2, 10, 8), base, cols) for base, cols, count in deltas]
+    with pytest.raises(ValueError, match=message):
+        apply_deltas_grouped(x, bases, deltas)
+
+
+def test_a_group_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no bases"):
+        apply_deltas_grouped(torch.zeros(6, 10), (), ())
 
 
 def test_equals_peft():

@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from lora_kernels import (
+    Delta,
     Factors,
     SeededProjection,
     StoredProjection,
     apply_deltas,
+    apply_deltas_grouped,
     backends,
     ops,
     project,
+    project_and_apply,
 )
 
 X, BASE, A, B = (
@@ -24,10 +27,16 @@ X, BASE, A, B = (
 WEIGHT, Z = torch.randn(20, 7), torch.randn(3, 7)
 
 
-def _check(backend):
-    torch.library.opcheck(ops.apply_deltas, (X, BASE, A, B, 0.5, 4, backend, "tf32x3", False))
-    torch.library.opcheck(ops.project, (Z, WEIGHT, backend, False))
-    torch.library.opcheck(ops.project_seeded, (Z, 20, 3, 1, 0.5, backend, False))
+def _check(backend, fused=None):
+    last = (backend, "tf32x3", False)
+    torch.library.opcheck(ops.apply_deltas, (X, [BASE], [A], [B], [0], [4], 0.5, *last))
+    several = ([BASE, BASE[0]], [A, A, A], [B[..., :4], B, B], [0, 0, 1], [0, 4, 2], 0.5)
+    torch.library.opcheck(ops.apply_deltas, (X, *several, *last))
+    torch.library.opcheck(ops.project, (Z, WEIGHT, torch.bfloat16, backend, False))
+    torch.library.opcheck(ops.project_seeded, (Z, 20, 3, 1, 0.5, torch.float32, backend, False))
+    seeds, stds = [3, 1, 3, 2], [0.5, 0.5]
+    sizes = (2, seeds, stds, 0.5, 4, 12, fused)
+    torch.library.opcheck(ops.project_apply, (X, BASE, Z, Z, *sizes, *last))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -36,16 +45,23 @@ def test_opcheck(backend):
 
 
 def test_opcheck_triton(interpreter):
-    _check("triton")
+    _check("triton", fused=False)
+    _check("triton", fused=True)
 
 
 def _layer(z, x, base, backend):
+    """Every op once, between others."""
     seeded, stored = SeededProjection(20, 7, seed=3, std=0.5), StoredProjection(WEIGHT[:16])
     factors = Factors(project(z, seeded, (2, 10), backend), project(z, stored, (2, 8), backend))
-    y = apply_deltas(x, base, factors, 0.5, backend, columns=(4, 12))
-    return torch.relu(apply_deltas(x, y, factors, 0.5, backend, columns=torch.arange(11, 3, -1)))
+    first = torch.relu(apply_deltas(x, base, factors, 0.5, backend, columns=(4, 12)))
+    scattered = torch.arange(11, 3, -1)
+    deltas = (Delta(factors, 0, (4, 12)), Delta(factors, 1), Delta(factors, 2, scattered))
+    q, v, _ = apply_deltas_grouped(x, (first, base[..., :8], base), deltas, 0.5, backend)
+    vectors, projections = (z, z), (seeded, SeededProjection(24, 7, seed=3, std=0.5, stream=1))
+    return v.sum() + project_and_apply(x, q, vectors, projections, 2, 0.5, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [None, "reference"])
 def test_compile(backend):
     """One graph without breaks, and the same numbers."""

@@ -65,12 +65,22 @@ def test_stored_in_another_type_than_z(seeded, z_dtype, backend):
     torch.testing.assert_close(project(z, stored, backend=backend), expected, **tolerance)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_factors_of_another_type_than_z(seeded, stored, backend):
+    z, projection = torch.randn(3, 13), seeded.materialize() if stored else seeded
+    factor = project(z, projection, (4, 15), backend, dtype=torch.bfloat16)
+    expected = project(z, projection, (4, 15), backend).to(torch.bfloat16)
+    torch.testing.assert_close(factor, expected)
+
+
 @pytest.mark.parametrize(
     ("z", "options", "message"),
     [
         (torch.zeros(3, 12), {}, r"\(P, 13\); got \(3, 12\)"),
         (torch.zeros(13), {}, r"got \(13,\)"),
         (torch.zeros(3, 13, dtype=torch.float64), {}, "float64"),
+        (torch.zeros(3, 13), {"dtype": torch.float64}, "dtype must be .* got torch.float64"),
         (torch.zeros(3, 13), {"shape": (4, 16)}, r"60 entries; got \(4, 16\)"),
         (torch.zeros(3, 13), {"backend": "cuda"}, "triton, cpu, reference; got 'cuda'"),
         (torch.zeros(3, 13), {"autotune": True}, "autotune=True applies to the triton backend"),
