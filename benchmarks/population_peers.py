@@ -60,7 +60,7 @@ class Problem:
     def merged(self, layer: int) -> nn.Module:
         """A copy of the model with those deltas in its weights."""
         model = copy.deepcopy(self.arch.model)
-        for target, factors in self.without(layer).deltas(0, len(self.arch.layers)):
+        for target, factors in self.without(layer).deltas(self.arch, 0, len(self.arch.layers)):
             weight(model, target)[:] += delta(target, factors, model)
         return model
 

@@ -39,10 +39,16 @@ class Adapter:
         other.factors, other.versions = list(self.factors), list(self.versions)
         return other
 
-    def deltas(self, start: int, stop: int) -> list[tuple[Target, Factors]]:
-        """Targets and factors of layers ``start`` to ``stop - 1``."""
+    def deltas(self, arch: Architecture, start: int, stop: int) -> list[tuple[Target, Factors]]:
+        """Targets and factors of layers ``start`` to ``stop - 1``.
+
+        Args:
+            arch: The model, or a replica of it, whose targets they shall be.
+            start: First layer.
+            stop: Layer after the last.
+        """
         return [
-            (self.arch.targets[layer][name], factors)
+            (arch.targets[layer][name], factors)
             for layer in range(start, stop)
             for name, factors in (self.factors[layer] or {}).items()
         ]

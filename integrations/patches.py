@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from integrations.architectures import Target
-from lora_kernels import Factors, apply_deltas
+from lora_kernels import Delta, Factors, apply_deltas_grouped
+
+Members = list[tuple[Target, Factors]]
+"""The targets of one module, with their factors."""
 
 
 class Patches(ExitStack):
@@ -44,14 +47,8 @@ class Patches(ExitStack):
 
     def add_deltas(self, targets: Sequence[tuple[Target, Factors]]) -> None:
         """Add one candidate's deltas (P = 1) to the outputs of its targets."""
-        for target, factors in targets:
-
-            def change(
-                x: Tensor, y: Tensor, target: Target = target, factors: Factors = factors
-            ) -> Tensor:
-                return add_delta(target, factors, x, y)
-
-            self.after(target.module, change)
+        for module, members in by_module(targets).items():
+            self.after(module, add_deltas(members))
 
 
 @contextmanager
@@ -67,23 +64,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def add_delta(target: Target, factors: Factors, x: Tensor, y: Tensor) -> Tensor:
-    """Add each candidate's delta to its share of a projection's output.
+def by_module(targets: Sequence[tuple[Target, Factors]]) -> dict[nn.Module, Members]:
+    """Targets and their factors by the module that computes them."""
+    found: dict[nn.Module, Members] = {}
+    for target, factors in targets:
+        found.setdefault(target.module, []).append((target, factors))
+    return found
+
+
+def add_deltas(members: Members) -> Callable[[Tensor, Tensor], Tensor]:
+    """A change of a module's output that adds each candidate's deltas to its share of it.
 
     Args:
-        target: The projection.
-        factors: P candidates.
-        x: (P * N, T, h) inputs, candidate by candidate.
-        y: (P * N, T, width) outputs of the frozen projection.
+        members: The module's targets with P candidates each.
 
     Returns:
-        (P * N, T, width).
+        A function of the module's input x (P * R, T, h) and output y (P * R, T, width), candidate
+        by candidate, that returns the new output.
     """
-    candidates = len(factors)
-    out = apply_deltas(
-        x.reshape(candidates, -1, x.shape[-1]),
-        y.reshape(candidates, -1, y.shape[-1]),
-        factors,
-        columns=target.columns,
-    )
-    return out.reshape(y.shape)
+    deltas = [Delta(factors, columns=target.columns) for target, factors in members]
+    candidates = len(members[0][1])
+
+    def change(x: Tensor, y: Tensor) -> Tensor:
+        inputs = x.reshape(candidates, -1, x.shape[-1])
+        (out,) = apply_deltas_grouped(inputs, (y.reshape(candidates, -1, y.shape[-1]),), deltas)
+        return out.reshape(y.shape)
+
+    return change

@@ -8,7 +8,8 @@ A candidate differs from the deltas in place in one layer only. So, for the tune
 3. the head runs at the answer position and for the label words only, and so do the last layer's
    output projection and feed-forward part at the answer position;
 4. prompts lie end to end without padding (:mod:`integrations.packing`) or are batched by length;
-5. candidates run in blocks of a size that is measured at the start.
+5. candidates run in blocks of a size that is measured at the start, on a CPU several blocks at a
+   time (:mod:`integrations.lanes`).
 
 The model's own code runs everything that is left: masks, rotary tables, norms and residuals.
 """
@@ -28,14 +29,16 @@ from torch.nn import functional as F
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture, Target
 from integrations.batches import MOST_TOKENS, Layout, make_batches
+from integrations.lanes import Lanes
 from integrations.memory import plan_memory
 from integrations.metrics import Loss
 from integrations.packing import can_pack
-from integrations.patches import Patches, add_delta
+from integrations.patches import Patches
 from integrations.prefix import PrefixCache
 from integrations.prompts import Prompt
 from integrations.spaces import LayerFactors
-from lora_kernels import Factors, apply_deltas
+from integrations.tuned_layer import SharedBase, tune_layer
+from lora_kernels import Factors
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Speedups:
         no_padding: Pack prompts end to end on a CPU, where the model allows it, and batch prompts
             of like length elsewhere; off, all are padded to the longest.
         blocks: Candidates in one forward pass: a number, or None to measure the best.
+        side_by_side: On a CPU, run as many blocks at a time as PyTorch has threads.
     """
 
     prefix_cache: bool = True
@@ -57,10 +61,11 @@ class Speedups:
     answer_head: bool = True
     no_padding: bool = True
     blocks: int | None = None
+    side_by_side: bool = True
 
 
 FAST = Speedups()
-NAIVE = Speedups(False, False, False, False, blocks=1)
+NAIVE = Speedups(False, False, False, False, blocks=1, side_by_side=False)
 
 
 class PopulationEvaluator:
@@ -112,6 +117,7 @@ class PopulationEvaluator:
         self.block_size = 1 if one_at_a_time else speedups.blocks
         self._most_candidates = plan.pass_tokens // max(b.ids.numel() for b in self.batches)
         self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes)
+        self._lanes = Lanes(arch)
 
     def _layout(self, longest: int) -> Layout:
         if not self.speedups.no_padding:
@@ -136,14 +142,23 @@ class PopulationEvaluator:
         if self.block_size is None and count > 1:
             self.block_size = self._measure_block_size(candidates, adapter)
         size = min(self.block_size or 1, self._most_candidates)
-        shared = SharedBase()
+        if self.speedups.prefix_cache:
+            for number in range(len(self.batches)):
+                self._prefix.prepare(number, layer, adapter)
+        shared = [SharedBase() for _ in self.batches]
         # Label logits are few, and a loss may look at all of them at once.
         logits = torch.empty(count, len(self.labels), len(self.label_ids))
-        for start in range(0, count, size):
-            block = {name: factors[start : start + size] for name, factors in candidates.items()}
+
+        @torch.inference_mode()  # which holds for the thread that it is called in
+        def run(arch: Architecture, piece: int) -> None:
+            rows = slice(piece * size, (piece + 1) * size)
+            block = {name: factors[rows] for name, factors in candidates.items()}
             for number, batch in enumerate(self.batches):
-                found = self._logits(number, layer, block, adapter, shared)
-                logits[start : start + size, batch.order] = found.cpu()
+                found = self._logits(arch, number, layer, block, adapter, shared[number])
+                logits[rows, batch.order] = found.cpu()
+
+        most = self._most_candidates // size if self.speedups.side_by_side else 1
+        self._lanes.run(run, -(-count // size), most)
         return self.loss(logits, torch.from_numpy(self.labels)).numpy()
 
     @torch.inference_mode()
@@ -159,7 +174,9 @@ class PopulationEvaluator:
         done = 0
         out = np.empty((len(self.labels), len(self.label_ids)), dtype=np.float32)
         for number, batch in enumerate(self.batches):
-            logits = self._logits(number, len(self.arch.layers), {}, adapter, SharedBase())
+            logits = self._logits(
+                self.arch, number, len(self.arch.layers), {}, adapter, SharedBase()
+            )
             out[batch.order.numpy()] = logits[0].cpu().numpy()
             done += len(batch)
             if progress is not None:
@@ -172,38 +189,43 @@ class PopulationEvaluator:
         return float(self.loss(logits, torch.from_numpy(self.labels)))
 
     def _logits(
-        self, number: int, layer: int, block: LayerFactors, adapter: Adapter, shared: SharedBase
+        self,
+        arch: Architecture,
+        number: int,
+        layer: int,
+        block: LayerFactors,
+        adapter: Adapter,
+        shared: SharedBase,
     ) -> Tensor:
         """Label logits (P, N, C) of a block of P candidates on one batch.
 
-        ``layer`` may be one past the last, for the deltas in place and no candidate.
+        ``arch`` is the model or a replica; ``layer`` may be one past the last, for the deltas in
+        place and no candidate.
         """
         batch = self.batches[number]
         copies = len(next(iter(block.values()))) if block else 1
         with Patches() as patches:
             if self.speedups.prefix_cache and block:
-                self._prefix.resume(patches, number, layer, adapter, copies)
-                patches.add_deltas(adapter.deltas(layer + 1, len(self.arch.layers)))
+                self._prefix.resume(patches, arch, number, layer, adapter, copies)
             else:
-                patches.add_deltas(adapter.deltas(0, layer))
-                patches.add_deltas(adapter.deltas(layer + 1, len(self.arch.layers)))
+                patches.add_deltas(adapter.deltas(arch, 0, layer))
+            patches.add_deltas(adapter.deltas(arch, layer + 1, len(arch.layers)))
             if block:
-                share = self.speedups.shared_base
-                _tune_layer(
+                tune_layer(
                     patches,
-                    [(self.arch.targets[layer][name], f) for name, f in block.items()],
-                    shared.of(number) if share else None,
+                    [(arch.targets[layer][name], factors) for name, factors in block.items()],
+                    shared if self.speedups.shared_base else None,
                     batch.rows,
                 )
-            output = self.arch.output if self.speedups.answer_head else None
+            output = arch.output if self.speedups.answer_head else None
             if self.speedups.answer_head:
-                for first, last in self.arch.tail:
+                for first, last in arch.tail:
                     patches.before(first, batch.at_answers)
                     patches.after(last, lambda _, y: batch.put_back(y))
-                patches.before(self.arch.head, batch.at_answers)
+                patches.before(arch.head, batch.at_answers)
             if output is not None:
                 _keep_label_words(patches, output, self.label_ids)
-            logits = batch.run(self.arch.model, copies).logits
+            logits = batch.run(arch.model, copies).logits
         if not self.speedups.answer_head:
             logits = batch.at_answers(logits)
         if output is None:
@@ -242,7 +264,7 @@ class PopulationEvaluator:
 
     def _seconds(self, number: int, layer: int, block: LayerFactors, adapter: Adapter) -> float:
         start = time.perf_counter()
-        logits = self._logits(number, layer, block, adapter, SharedBase())
+        logits = self._logits(self.arch, number, layer, block, adapter, SharedBase())
         logits.sum().item()  # reading a value waits for the device
         return time.perf_counter() - start
 
@@ -254,72 +276,6 @@ def _resized(factors: Factors, target: Target) -> Factors:
     a = factors.A.new_zeros(*factors.A.shape[:2], target.in_features)
     b = factors.B.new_zeros(*factors.B.shape[:2], target.out_features)
     return Factors(a, b)
-
-
-class SharedBase:
-    """Inputs and outputs of a tuned layer's frozen projections, kept for one generation."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, dict[nn.Module, tuple[Tensor, Tensor]]] = {}
-
-    def of(self, number: int) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-        """What is kept for one batch: for each module its (R * T, width) input and output."""
-        return self._kept.setdefault(number, {})
-
-
-def _tune_layer(
-    patches: Patches,
-    targets: Sequence[tuple[Target, Factors]],
-    shared: dict[nn.Module, tuple[Tensor, Tensor]] | None,
-    rows: int,
-) -> None:
-    """Give each candidate its own deltas at the tuned layer.
-
-    Args:
-        patches: Where the changes are made.
-        targets: The layer's targets with P candidates each.
-        shared: Where shared inputs and outputs are kept; None computes them for every candidate.
-        rows: Rows R of the batch; inputs are (P * R, T, h).
-    """
-    by_module: dict[nn.Module, list[tuple[Target, Factors]]] = {}
-    for target, factors in targets:
-        by_module.setdefault(target.module, []).append((target, factors))
-    for module, members in by_module.items():
-        # The output projection's input already depends on the candidate, and a reused module has
-        # several.
-        if shared is None or any(target.name == "o" or target.reused for target, _ in members):
-
-            def change(
-                x: Tensor, y: Tensor, members: list[tuple[Target, Factors]] = members
-            ) -> Tensor:
-                for target, factors in members:
-                    y = add_delta(target, factors, x, y)
-                return y
-
-            patches.after(module, change)
-        else:
-            patches.replace(module, _shared_forward(module, members, shared, rows))
-
-
-def _shared_forward(
-    module: nn.Module,
-    members: Sequence[tuple[Target, Factors]],
-    shared: dict[nn.Module, tuple[Tensor, Tensor]],
-    rows: int,
-) -> Callable[[Tensor], Tensor]:
-    frozen = module.forward
-
-    def forward(x: Tensor) -> Tensor:
-        if module not in shared:
-            once = x[:rows]
-            base = frozen(once)
-            shared[module] = (once.flatten(0, 1), base.flatten(0, 1))
-        inputs, y = shared[module]
-        for target, factors in members:
-            y = apply_deltas(inputs, y, factors, columns=target.columns)
-        return y.reshape(*x.shape[:-1], -1)
-
-    return forward
 
 
 def _keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:

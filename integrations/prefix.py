@@ -42,13 +42,25 @@ class PrefixCache:
         self._left: list[dict[int, Tensor]] = [{} for _ in batches]
         self._rest: list[dict[int, tuple[Any, ...]]] = [{} for _ in batches]
 
+    def prepare(self, number: int, layer: int, adapter: Adapter) -> None:
+        """Have a batch's states at the entrance of a layer ready for `resume`."""
+        if layer > 0:
+            self.entering(number, layer, adapter)
+
     def resume(
-        self, patches: Patches, number: int, layer: int, adapter: Adapter, copies: int
+        self,
+        patches: Patches,
+        arch: Architecture,
+        number: int,
+        layer: int,
+        adapter: Adapter,
+        copies: int,
     ) -> None:
         """Let the model start at a layer with a batch's kept states, repeated for candidates.
 
         Args:
             patches: Where the change is made.
+            arch: The model or a replica of it.
             number: Index of the batch.
             layer: The first layer that runs.
             adapter: The deltas in place.
@@ -56,7 +68,7 @@ class PrefixCache:
         """
         if layer > 0:
             states = self.entering(number, layer, adapter)
-            self._skip(patches, number, layer, states, copies)
+            self._skip(patches, arch, number, layer, states, copies)
 
     def entering(self, number: int, layer: int, adapter: Adapter) -> Tensor:
         """Hidden states (N, T, h) of a batch that enter a layer.
@@ -89,9 +101,9 @@ class PrefixCache:
 
         with Patches() as patches:
             if start > 0:
-                self._skip(patches, number, start, states[start][1])
+                self._skip(patches, self.arch, number, start, states[start][1])
             self._note(patches, number)
-            patches.add_deltas(adapter.deltas(start, stop))
+            patches.add_deltas(adapter.deltas(self.arch, start, stop))
             for layer in range(start + 1, stop + 1):
                 patches.before(self.arch.layers[layer], keep(layer))
             with suppress(_ReachedLayer):
@@ -123,13 +135,18 @@ class PrefixCache:
                 patches.after(arch.layers[members[0]], carry(stack))
 
     def _skip(
-        self, patches: Patches, number: int, layer: int, states: Tensor, copies: int = 1
+        self,
+        patches: Patches,
+        arch: Architecture,
+        number: int,
+        layer: int,
+        states: Tensor,
+        copies: int = 1,
     ) -> None:
         """Let layers before ``layer`` do nothing but hand on its entering states.
 
         Those of an encoder before a decoder's layer hand on what leaves the encoder.
         """
-        arch = self.arch
         for stack, members in enumerate(arch.stacks):
             x = states if layer in members else self._left[number][stack]
             x = x.repeat(copies, 1, 1)
