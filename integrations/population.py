@@ -60,7 +60,10 @@ class Speedups:
 
 
 FAST = Speedups()
+"""All five steps, the default."""
+
 NAIVE = Speedups(False, False, False, False, blocks=1)
+"""None of the five: the whole model on padded prompts, candidate by candidate."""
 
 
 class PopulationEvaluator:

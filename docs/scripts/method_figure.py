@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "method"  # the same picture gives the same file
-
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -27,7 +23,9 @@ def box(axes: Axes, x: float, y: float, w: float, h: float, text: str, colour: s
     axes.text(x, y, text, ha="center", va="center", fontsize=10, color=INK)
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float = 0) -> None:
+def arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float = 0
+) -> None:
     """An arrow, bent by so much of its length."""
     axes.add_patch(
         FancyArrowPatch(
@@ -50,7 +48,13 @@ def draw() -> Figure:
     axes.set(xlim=(0, 18), ylim=(0, 8.4), aspect="equal")
     axes.axis("off")
 
-    for y, name in ((1.2, "layer 1"), (2.6, "layer 2"), (4.0, "…"), (5.4, "layer $l$"), (6.8, "head")):
+    for y, name in (
+        (1.2, "layer 1"),
+        (2.6, "layer 2"),
+        (4.0, "…"),
+        (5.4, "layer $l$"),
+        (6.8, "head"),
+    ):
         colour = SEARCHED if name == "layer $l$" else FROZEN
         box(axes, 1.8, y, 2.6, 0.9, name, colour)
     for y in (1.65, 3.05, 4.45, 5.85):
@@ -77,9 +81,17 @@ def draw() -> Figure:
     box(axes, 16.1, 3.2, 2.1, 1.1, "$Wx + BAx$", FROZEN)
     axes.text(10.1, 1.15, "once for each target: query, value", fontsize=9, color=INK, ha="center")
     arrow(axes, (16.1, 3.8), (7.85, 6.0), bend=0.25)
-    axes.text(12.6, 6.55, "forward passes: the candidate's loss — tell", fontsize=9, color=INK, ha="center")
+    axes.text(
+        12.6,
+        6.55,
+        "forward passes: the candidate's loss — tell",
+        fontsize=9,
+        color=INK,
+        ha="center",
+    )
     return figure
 
 
 if __name__ == "__main__":
-    draw().savefig(TARGET, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "method"}):  # the same picture gives the same file
+        draw().savefig(TARGET, metadata={"Date": None})
