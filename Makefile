@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 # The demo needs little; the tests need every library that something here works with.
 DEMO := $(VENV)/.installed-demo
 TEST := $(VENV)/.installed-test
+DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types check clean
+.PHONY: help install demo test test-fast lint types docs docs-serve check clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,7 +38,13 @@ lint: $(TEST) ## Check style and format
 types: $(TEST) ## Check types
 	$(BIN)/mypy
 
-check: lint types test ## Everything CI checks
+docs: $(DOCS) ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(DOCS) ## Show the documentation at http://localhost:8000, anew after each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --strict
+
+check: lint types docs test ## Everything CI checks
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

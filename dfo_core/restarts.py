@@ -314,12 +314,12 @@ class BIPOP(Restarts):
     two regimes get the same number of evaluations: each time the one that has used fewer is next,
     "large" if both are equal. The first run counts as small, as in pycma.
 
+        BIPOP(CMAES, bounds=(-5, 5), dim=10, sigma0=2.0, budget=100_000)
+
     - "large": the population size doubles from one to the next, as in IPOP.
     - "small": population size floor(popsize (popsize_large / (factor popsize))^(U^2)), where
       popsize_large is that of the last large run and factor is 2; step size sigma0 10^(-2 U'), U
       and U' uniform in [0, 1); at most half the evaluations of the last large run.
-
-        BIPOP(CMAES, bounds=(-5, 5), dim=10, sigma0=2.0, budget=100_000)
 
     Stop reasons: "restarts", after the last large run.
 

@@ -1,7 +1,7 @@
 """Where things are inside a model: one table row a family.
 
-The rest of the package reaches a model only through :class:`Architecture`, so a new family is one
-row of :data:`FAMILIES`.
+The rest of the package reaches a model only through `Architecture`, so a new family is one
+row of `FAMILIES`.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ BATCH_OVERHEAD_TOKENS = 32
 def group_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Cut prompts, sorted by length, into batches that cost least.
 
-    A batch costs its padded tokens plus :data:`BATCH_OVERHEAD_TOKENS`; the cheapest cut of the
+    A batch costs its padded tokens plus `BATCH_OVERHEAD_TOKENS`; the cheapest cut of the
     sorted list is found by dynamic programming.
 
     Args:

@@ -81,7 +81,7 @@ def make_loss(name: str, metric: str) -> Loss:
 
     Args:
         name: ``"ce"``, ``"hinge"``, ``"error"``, or ``"metric"`` for minus the metric.
-        metric: The task's metric, a name in :data:`METRICS`.
+        metric: The task's metric, a name in `METRICS`.
 
     Raises:
         UserError: If there is no such loss.

@@ -3,13 +3,13 @@
 A candidate differs from the deltas in place in one layer only. So, for the tuned layer l:
 
 1. hidden states that enter layer l are the same for all candidates: computed once and kept
-   (:mod:`integrations.prefix`), and the layers before l are skipped;
+   (`integrations.prefix`), and the layers before l are skipped;
 2. the inputs of layer l's projections are shared, so the frozen projections run once;
 3. the head runs at the answer position and for the label words only, and so do the last layer's
    output projection and feed-forward part at the answer position;
-4. prompts lie end to end without padding (:mod:`integrations.packing`) or are batched by length;
+4. prompts lie end to end without padding (`integrations.packing`) or are batched by length;
 5. candidates run in blocks of a size that is measured at the start, on a CPU several blocks at a
-   time (:mod:`integrations.lanes`).
+   time (`integrations.lanes`).
 
 The model's own code runs everything that is left: masks, rotary tables, norms and residuals.
 """
@@ -65,7 +65,10 @@ class Speedups:
 
 
 FAST = Speedups()
+"""All five steps, the default."""
+
 NAIVE = Speedups(False, False, False, False, blocks=1, side_by_side=False)
+"""None of the five: the whole model on padded prompts, candidate by candidate."""
 
 
 class PopulationEvaluator:

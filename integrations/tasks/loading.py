@@ -28,7 +28,7 @@ def load_task(
 ) -> Task:
     """A task with its few-shot splits.
 
-    A task of your own, and one file of examples::
+    A task of your own, and one file of examples:
 
         tickets = Task(
             name="tickets",

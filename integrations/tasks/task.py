@@ -39,7 +39,7 @@ class Task:
         train: Examples the loss is computed on.
         dev: Examples that choose the best parameters.
         test: Examples that are scored once, at the end.
-        metric: A name in :data:`integrations.metrics.METRICS`.
+        metric: A name in `integrations.metrics.METRICS`.
 
     Raises:
         UserError: If these do not fit together.
@@ -151,7 +151,7 @@ class Task:
         """Write the task and its examples, as drawn.
 
         ``task.json`` holds all but the examples, which are in ``train.jsonl``, ``dev.jsonl`` and
-        ``test.jsonl``. :meth:`load` reads it all; `load_task` with such a folder as its data takes
+        ``test.jsonl``. `load` reads it all; `load_task` with such a folder as its data takes
         the examples as they are instead of drawing some.
 
         Args:
@@ -178,7 +178,7 @@ class Task:
 
     @classmethod
     def load(cls, folder: str | Path) -> Task:
-        """The task that :meth:`save` wrote, with the same examples in the same order.
+        """The task that `save` wrote, with the same examples in the same order.
 
         Raises:
             UserError: If the folder holds no task, or not all of it.
@@ -195,7 +195,7 @@ class Task:
         return task.with_saved(folder)
 
     def with_saved(self, folder: str | Path) -> Task:
-        """The same task with the examples that :meth:`save` wrote.
+        """The same task with the examples that `save` wrote.
 
         Raises:
             UserError: If a file is missing, or the examples don't fit the task.
