@@ -98,7 +98,7 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
             fit the model.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     tensors = _read_weights(folder)
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -165,7 +165,12 @@ def _stacked(
     return a, b
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a plain LoRA adapter.
+
+    Raises:
+        UserError: If it is missing or damaged, or the adapter is no plain LoRA.
+    """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text())

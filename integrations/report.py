@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,13 +15,14 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from integrations.adapter import Adapter
+from integrations.callbacks import Progress
 from integrations.files import replace_file
 from integrations.peft_format import CONFIG
 from integrations.result import TuneResult
 from integrations.scoring import Score, Scorer
-from integrations.tuning import Progress
 
 console = Console(highlight=False)
+"""Where the command shows things: standard output, or standard error beside ``--json``."""
 SCORES_FILE = "scores.json"
 PLOT_FILE = "curve.png"
 
@@ -103,15 +103,24 @@ def score_with_bar(scorer: Scorer, adapter: Adapter | None, what: str) -> Score:
         return scorer(adapter, lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def finish(result: TuneResult, folder: Path, test: Mapping[str, Score]) -> None:
+def score_test(result: TuneResult) -> None:
+    """Score a run's deltas, and the frozen model, on the task's test set, with a bar."""
+    test, loss = result.encoder.task.test, result.settings["loss"]
+    scorer = Scorer(result.adapter.arch, result.encoder, test, loss)
+    for name, adapter in {"zero-shot": None, "tuned": result.adapter}.items():
+        result.tested[name] = score_with_bar(scorer, adapter, name)
+
+
+def finish(result: TuneResult, folder: Path, command: str) -> None:
     """Save the adapter, scores and plot, and print what came out.
 
     Args:
-        result: The run.
+        result: The run, with its test scores if there are test examples.
         folder: Where the files go.
-        test: Scores on the test set by name; empty if there is none.
+        command: The command line that made it.
     """
-    result.save(folder)
+    test = result.tested
+    result.save(folder, command=command)
     result.plot(folder / PLOT_FILE, {name: score.score for name, score in test.items()})
     scores = {name: asdict(score) for name, score in test.items()}
     with replace_file(folder / SCORES_FILE) as beside:
@@ -133,12 +142,38 @@ def finish(result: TuneResult, folder: Path, test: Mapping[str, Score]) -> None:
     )
     if history.invalid:
         console.print(f"{history.invalid} candidates had a loss that was not finite.")
-    console.print(f"adapter  {folder / CONFIG}\nplot     {folder / PLOT_FILE}")
+    console.print(
+        f"adapter  {folder / CONFIG}\nplot     {folder / PLOT_FILE}", soft_wrap=True, markup=False
+    )
+
+
+def summary(result: TuneResult, folder: Path) -> dict[str, Any]:
+    """What ``dfo-lora tune --json`` prints: where the files are and what came out."""
+    history = result.history
+    dev = {"zero-shot": history.scores[0], "tuned": history.best}
+    return {
+        "folder": str(folder),
+        "settings": dict(result.settings),
+        "metric": result.encoder.task.metric,
+        "dev": {name: {"score": look.score, "loss": look.loss} for name, look in dev.items()},
+        "test": {name: asdict(score) for name, score in result.tested.items()},
+        "evaluations": history.scores[-1].evaluations,
+        "chosen_at": history.best.evaluations,
+        "seconds": history.scores[-1].seconds,
+        "invalid": history.invalid,
+        "stopped": result.stopped,
+    }
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on standard output, where nothing else is beside ``--json``."""
+    print(json.dumps(value, indent=2), flush=True)
 
 
 def score_table(*columns: str) -> Table:
     """An empty table of scores, one row a set of deltas."""
     table = Table("", *columns)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import HfApi
 
 from integrations.adapter import Adapter
 from integrations.errors import UserError
 from integrations.files import replace_file
 from integrations.history import History
+from integrations.model_card import CARD, model_card
 from integrations.peft_format import save_adapter
 from integrations.plots import plot_history
 from integrations.prompts import Encoder
+from integrations.run_file import RunRecord
 from integrations.scoring import Score, Scorer
 from integrations.tasks import Example
-
-RUN_FILE = "dfo_lora.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TuneResult:
         encoder: Makes prompts of examples as the run did; its ``task`` is the run's task.
         settings: The run's settings by the names of `tune`'s arguments.
         stopped: Why the run ended: ``"budget"``, ``"patience"`` or ``"callback"``.
+        tested: Scores on the task's test set so far, by name: ``"zero-shot"`` for the frozen
+            model, ``"tuned"`` for the deltas.
     """
 
     adapter: Adapter
@@ -38,6 +42,7 @@ class TuneResult:
     encoder: Encoder
     settings: Mapping[str, Any]
     stopped: str
+    tested: dict[str, Score] = field(default_factory=dict)
 
     def test(
         self,
@@ -56,35 +61,79 @@ class TuneResult:
         Raises:
             UserError: If there are no examples.
         """
-        examples = self.encoder.task.test if examples is None else examples
+        given = examples
+        examples = self.encoder.task.test if given is None else given
         if not examples:
             raise UserError(
                 f"task {self.encoder.task.name!r} has no test examples; pass some to test()."
             )
         scorer = Scorer(self.adapter.arch, self.encoder, examples, self.settings["loss"])
-        return scorer(None if frozen else self.adapter, progress)
+        score = scorer(None if frozen else self.adapter, progress)
+        if given is None:
+            self.tested["zero-shot" if frozen else "tuned"] = score
+        return score
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, command: str | None = None) -> Path:
         """Write the deltas as a PEFT adapter, with the run's settings and history beside it.
 
-        ``PeftModel.from_pretrained(model, folder)`` loads it.
+        ``PeftModel.from_pretrained(model, folder)`` loads it. A model card says what it is, with
+        the test scores if the test set was scored before.
 
         Args:
             folder: Where to; made if it is missing. Files of an earlier run are replaced.
+            command: The command line that made it, for the model card; None shows the settings.
 
         Returns:
             The folder.
         """
         folder = Path(folder)
         save_adapter(self.adapter, folder, self.settings["rank"])
-        record = {
-            "settings": dict(self.settings),
-            "stopped": self.stopped,
-            "history": self.history.to_dict(),
-        }
-        with replace_file(folder / RUN_FILE) as beside:
-            beside.write_text(json.dumps(record, indent=1) + "\n")
+        task = self.encoder.task
+        RunRecord(self.settings, task.metric, self.stopped, self.history).write(folder)
+        card = model_card(
+            self.settings, task, self.adapter.arch.kind, self.history, self.tested, command
+        )
+        with replace_file(folder / CARD) as beside:
+            beside.write_text(card, encoding="utf-8")
         return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str = "Add the adapter",
+    ) -> str:
+        """Upload what `save` writes to a model repository of the Hugging Face Hub.
+
+        Args:
+            repo_id: ``"user/name"``; made if it is missing.
+            private: Whether a new repository is private; None for the account's default.
+            token: An access token; None for that of ``hf auth login``.
+            message: First line of the commit.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            UserError: If the Hub cannot be reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder)
+            hub = HfApi(token=token)
+            try:
+                hub.create_repo(repo_id, private=private, exist_ok=True)
+                commit = hub.upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message=message
+                )
+            except Exception as error:  # its HTTP client's errors come through as they are
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(
+                    f"the adapter cannot be uploaded to {repo_id!r} ({reason}); check the "
+                    "connection and the name, and log in with: hf auth login."
+                ) from error
+        return str(commit.commit_url)
 
     def plot(self, path: str | Path, test: Mapping[str, float] | None = None) -> None:
         """Draw the run's losses and scores against evaluations.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dfo_core.validation import FloatArray
 from integrations.architectures import describe
+from integrations.callbacks import Callback, Progress, as_callback
 from integrations.checkpoint import Checkpoint, CheckpointWarning, RunState, require_state
 from integrations.errors import UserError, unknown
 from integrations.fingerprint import fingerprint
@@ -28,35 +28,11 @@ from integrations.prompts import Encoder, longest_prompt
 from integrations.result import TuneResult
 from integrations.schedule import choose_layers, make_schedule
 from integrations.scoring import Scorer
-from integrations.search import LayerwiseSearch, Visit
+from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
 from integrations.tasks import Task, load_task
 
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback of `tune` is told after each generation.
-
-    Attributes:
-        visit: The generation.
-        dev: The latest look at the development set.
-        new_dev: Whether that look came with this generation.
-        best: The look that chose the deltas so far.
-        budget: Evaluations of the whole run.
-        seconds: Wall time since the run began, interruptions not counted.
-    """
-
-    visit: Visit
-    dev: DevScore
-    new_dev: bool
-    best: DevScore
-    budget: int
-    seconds: float
-
-
 MOST = 2**63  # what generators and counters take
-Callback = Callable[[Progress], bool | None]
-"""Called after each generation; the run ends if it returns True."""
 
 
 def tune(
@@ -79,7 +55,8 @@ def tune(
     patience: int | None = 1500,
     seed: int = 0,
     max_length: int | None = None,
-    callback: Callback | None = None,
+    memory_limit: int | None = None,
+    callback: Callback | Sequence[Callback] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = True,
     speedups: Speedups = FAST,
@@ -121,7 +98,10 @@ def tune(
             never ends it early.
         seed: All randomness comes from it.
         max_length: Longest prompt in tokens; None for 512 or what the model can take.
-        callback: Called after each generation with a `Progress`; returns True to end the run.
+        memory_limit: Most bytes that training may take beyond the model's weights, for kept hidden
+            states and what a forward pass holds; None lets speed decide.
+        callback: Called after each generation with a `Progress`; returns True to end the run. Or
+            several of them; `integrations.callbacks` has some.
         checkpoint: A folder, made if it is missing, for one run at a time. The run's state is saved
             there after each generation (after fewer, if saving would take more than a tenth of
             the time). A call with the same arguments continues from there, and ends with the same
@@ -156,6 +136,9 @@ def tune(
     dev_every = _whole("dev_every", dev_every, 1)
     patience = None if patience is None else _whole("patience", patience, 1)
     rank, dim, seed = _whole("rank", rank, 1), _whole("dim", dim, 1), _whole("seed", seed, 0)
+    if memory_limit is not None:
+        memory_limit = _whole("memory_limit", memory_limit, 1)
+    listener = as_callback(callback)
     if loss not in LOSS_NAMES:
         raise unknown("loss", loss, LOSS_NAMES)
     plan = make_schedule(schedule, chosen)
@@ -189,6 +172,7 @@ def tune(
         "patience": patience,
         "seed": seed,
         "max_length": encoder.max_length,
+        "memory_limit": memory_limit,
     }
     saved, state = None, None
     if checkpoint is not None:
@@ -204,6 +188,7 @@ def tune(
             pad_id=encoder.pad_id,
             loss=make_loss(loss, task.metric),
             speedups=speedups,
+            memory_limit=memory_limit,
         )
         spaces = make_spaces(
             arch, evaluator.batches, rank=rank, dim=dim, init=init, std=init_std, seed=seed
@@ -221,7 +206,7 @@ def tune(
             if saved is not None:
                 saved.start()
             selection.look()
-        stopped = selection.stopped or _run(search, selection, dev_every, patience, callback, saved)
+        stopped = selection.stopped or _run(search, selection, dev_every, patience, listener, saved)
     return TuneResult(
         adapter=search.adapter_of(selection.chosen),
         history=selection.history,

@@ -1,17 +1,19 @@
 """Tokenizers that know a few words, and a task in those words."""
 
+import json
 import os
+import sys
 
 # Libraries that look for files on the Hub give up at once. Set before they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
-from tiny import SPECIAL, VOCABULARY
+from tiny import SPECIAL, VOCABULARY, build_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from integrations import Example, Task
+from integrations import Example, Task, cli
 
 WORDS = ["bad", "great", "the", "a", "film", "story", "plot", "cast", "was", "is", "It", ".", ","]
 WORDS += ["and", "very", "lovely", "good", "dull", "poor"]
@@ -90,3 +92,51 @@ def toy_task():
     patterns = {"masked": "{text} . It was {mask} .", "causal": "{text} . It was"}
     patterns["seq2seq"] = patterns["masked"]
     return Task("toy", patterns, ("bad", "great")).with_splits(*(examples(i) for i in range(3)))
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory, word_tokenizer):
+    """Folder with a random model and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    build_model("llama").save_pretrained(folder)
+    word_tokenizer("causal").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, toy_task):
+    """Folder with the toy task as JSON lines."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "dev", "test"):
+        rows = [{**e.fields, "label": e.label} for e in getattr(toy_task, split)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def dfo_lora(monkeypatch, capsys):
+    """run(*arguments): exit status, standard output and standard error of the command."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dfo-lora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def tune_arguments(saved_model, data):
+    """make(**changes): arguments of a short run that works, with some of them replaced."""
+
+    def make(**changes):
+        options = {"model": saved_model, "task": "sst2", "data": data, "shots": 4, "dim": 40}
+        options |= {"budget": 40, "dev_every": 10} | changes
+        flat = []
+        for name, value in options.items():
+            flat += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+        return ["tune", *flat]
+
+    return make

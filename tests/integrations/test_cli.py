@@ -12,57 +12,9 @@ from tiny import build_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dfo_core import LoTFWA
-from integrations import PopulationEvaluator, cli
+from integrations import PopulationEvaluator
 from integrations.demo import demo_task
 from integrations.report import duration
-
-
-@pytest.fixture(scope="module")
-def saved_model(tmp_path_factory, word_tokenizer):
-    """Folder with a random model and its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    build_model("llama").save_pretrained(folder)
-    word_tokenizer("causal").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory, toy_task):
-    """Folder with the toy task as JSON lines."""
-    folder = tmp_path_factory.mktemp("data")
-    for split in ("train", "dev", "test"):
-        rows = [{**e.fields, "label": e.label} for e in getattr(toy_task, split)]
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-@pytest.fixture
-def dfo_lora(monkeypatch, capsys):
-    """run(*arguments): exit status, standard output and standard error of the command."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dfo-lora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
-def tune_arguments(saved_model, data):
-    """make(**changes): arguments of a short run that works, with some of them replaced."""
-
-    def make(**changes):
-        options = {"model": saved_model, "task": "sst2", "data": data, "shots": 4, "dim": 40}
-        options |= {"budget": 40, "dev_every": 10} | changes
-        flat = []
-        for name, value in options.items():
-            flat += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
-        return ["tune", *flat]
-
-    return make
 
 
 def test_tune_saves_an_adapter_a_plot_and_scores(dfo_lora, tune_arguments, tmp_path):
@@ -312,7 +264,8 @@ def test_the_demo_task_is_what_its_readme_says():
 def test_the_demo_runs_from_start_to_end(dfo_lora, monkeypatch, word_tokenizer, tmp_path):
     """With a random model in place of the downloaded one."""
     model = build_model("llama", max_position_embeddings=512)
-    monkeypatch.setattr(cli, "load_model", lambda name: (model, word_tokenizer("causal")))
+    loaded = model, word_tokenizer("causal")
+    monkeypatch.setattr("integrations.cli.tuning.load_model", lambda name: loaded)
     before = model(torch.tensor([[5, 6, 7]])).logits
     status, out, err = dfo_lora("demo", "--budget", 10, "--out", tmp_path)
     assert (status, err) == (0, "")

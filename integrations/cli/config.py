@@ -1,0 +1,126 @@
+"""Options from a YAML file, and a run's options as one.
+
+A file is what the command line would be: options by name, with - or _::
+
+    model: smollm2-135m
+    task: sst2
+    targets: [q, v]       # or q,v
+    budget: 300
+    patience: null        # none
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from integrations.errors import UserError, unknown
+from integrations.files import replace_file
+
+CONFIG_FILE = "config.yaml"
+COMMANDS = ("tune", "eval")
+"""The commands that take a file. One file serves both, so each leaves the other's options aside."""
+
+_NOT_OF_THE_RUN = {"config", "help", "out", "overwrite", "json", "tensorboard"}
+
+
+def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Callback of ``--config``: what the file says comes in place of the options' defaults.
+
+    Raises:
+        UserError: If the file is missing, is no mapping, or has a key that is no option.
+    """
+    if path is None or ctx.resilient_parsing:
+        return path
+    given = _load(path)
+    group: Any = ctx.parent.command if ctx.parent else None
+    known = {name for command in COMMANDS for name in _options(group.commands[command])}
+    options = _options(ctx.command)
+    defaults = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name not in known - {"config", "help"}:
+            raise UserError(f"{path}: {unknown('option', str(key), known - {'config', 'help'})}")
+        if name in options:
+            param = options[name]
+            if value is not None or param.default is not None:
+                defaults[param.name] = _text(path, name, value, param)
+    ctx.default_map = defaults
+    return path
+
+
+def write_config(ctx: typer.Context, folder: Path) -> None:
+    """Write a command's options so that ``--config`` with the file gives the same run.
+
+    Where its files go is left out.
+    """
+    options = {name: _plain(ctx.params[p.name]) for name, p in _of_the_run(ctx).items()}
+    options = {name: value for name, value in options.items() if value is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIG_FILE
+    head = f"# dfo-lora {ctx.info_name} --config {CONFIG_FILE} --out ... repeats this run.\n"
+    with replace_file(path) as beside:
+        text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+        beside.write_text(head + text, encoding="utf-8")
+
+
+def command_line(ctx: typer.Context) -> str:
+    """The command with all options that are not as by default, wherever they came from."""
+    parts = ["dfo-lora", str(ctx.info_name)]
+    for param in _of_the_run(ctx).values():
+        value = _plain(ctx.params[param.name])
+        if value is None or value == param.default:
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            parts += [param.opts[0], str(item)]
+    return shlex.join(parts)
+
+
+def _load(path: Path) -> Mapping[Any, Any]:
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config: the file {str(path)!r} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config: {path} cannot be read as YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise UserError(
+            f"--config: {path} must hold options by name, such as 'budget: 300'; got "
+            f"{'nothing' if given is None else type(given).__name__}."
+        )
+    return given
+
+
+def _options(command: Any) -> dict[str, Any]:
+    """A command's parameters by the names of their options, with _ for -."""
+    return {param.opts[0].lstrip("-").replace("-", "_"): param for param in command.params}
+
+
+def _of_the_run(ctx: typer.Context) -> dict[str, Any]:
+    options = _options(ctx.command)
+    return {name: param for name, param in options.items() if name not in _NOT_OF_THE_RUN}
+
+
+def _text(path: Path, name: str, value: Any, param: Any) -> Any:
+    """A value as it would stand on the command line, so that it is checked like one there."""
+    if isinstance(value, dict) and param.multiple:  # column: {text: sentence}
+        return [f"{key}={item}" for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        texts = [str(item) for item in value]
+        return texts if param.multiple else ",".join(texts)
+    if isinstance(value, dict):
+        raise UserError(f"{path}: {name} takes one value; got {value!r}.")
+    if param.is_flag:
+        return value
+    text = "none" if value is None else str(value)
+    return [text] if param.multiple else text
+
+
+def _plain(value: Any) -> Any:
+    """A parsed option as YAML has it."""
+    return str(value) if isinstance(value, Path) else value or None if value == [] else value

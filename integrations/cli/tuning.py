@@ -1,0 +1,286 @@
+"""``dfo-lora tune`` and ``dfo-lora demo``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from transformers import PreTrainedModel
+
+from integrations.callbacks import Callback, Progress, TensorBoard
+from integrations.checkpoint import holds_run
+from integrations.cli.config import command_line, write_config
+from integrations.cli.options import (
+    DELTAS,
+    OUTPUT,
+    SEARCH,
+    Columns,
+    Config,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    LabelWords,
+    Loss,
+    MaxLength,
+    Model,
+    Seed,
+    Shots,
+    TaskName,
+    TestLimit,
+    byte_count,
+    count_or_none,
+    layer_list,
+    require_folder,
+    task_of,
+    words,
+)
+from integrations.demo import DEMO_BUDGET, demo_task
+from integrations.errors import UserError
+from integrations.models import load_model
+from integrations.optimizers import can_save
+from integrations.peft_format import CONFIG
+from integrations.report import Watch, console, finish, print_json, score_test, summary
+from integrations.schedule import SCHEDULES
+from integrations.smollm2 import NAME as SMOLLM2
+from integrations.spaces import INIT_STD
+from integrations.tasks import Task
+from integrations.tuning import tune as tune_model
+
+CHECKPOINT = "checkpoint"
+
+Optimizer = Annotated[
+    str,
+    typer.Option(
+        help="lotfwa, cma-es, sep-cma-es, random, pycma, nevergrad:NAME, or module:name of a "
+        "factory f(dim, seed); dfo-lora info lists all.",
+        rich_help_panel=SEARCH,
+    ),
+]
+Budget = Annotated[int, typer.Option(help="Candidates to evaluate.", rich_help_panel=SEARCH)]
+Popsize = Annotated[
+    int | None,
+    typer.Option(
+        help="Candidates a generation; by default the optimizer's own.", rich_help_panel=SEARCH
+    ),
+]
+Schedule = Annotated[
+    str,
+    typer.Option(help=f"Which layer comes next: {', '.join(SCHEDULES)}.", rich_help_panel=SEARCH),
+]
+DevEvery = Annotated[
+    int, typer.Option(help="Evaluations between looks at dev.", rich_help_panel=SEARCH)
+]
+Patience = Annotated[
+    int,
+    typer.Option(
+        help="Evaluations without gain on dev before the end; 0 or none: never.",
+        parser=count_or_none,
+        metavar="INTEGER",
+        rich_help_panel=SEARCH,
+    ),
+]
+Rank = Annotated[int, typer.Option(help="Rank of each delta.", rich_help_panel=DELTAS)]
+Dim = Annotated[int, typer.Option(help="Length of each layer's vector z.", rich_help_panel=DELTAS)]
+Targets = Annotated[str, typer.Option(help="Projections among q, k, v, o.", rich_help_panel=DELTAS)]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        help="Indices in the order of a sweep, such as 29,28; or all. By default the upper half.",
+        rich_help_panel=DELTAS,
+    ),
+]
+Init = Annotated[
+    str,
+    typer.Option(
+        help=f"How projections are scaled: {', '.join(INIT_STD)}.", rich_help_panel=DELTAS
+    ),
+]
+InitStd = Annotated[
+    float | None,
+    typer.Option(
+        help="The scale; by default "
+        + ", ".join(f"{std} for {name}" for name, std in INIT_STD.items())
+        + ".",
+        rich_help_panel=DELTAS,
+    ),
+]
+MemoryLimit = Annotated[
+    int | None,
+    typer.Option(
+        help="Most memory that training takes beyond the model, such as 2GB; by default what is "
+        "fastest.",
+        parser=byte_count,
+        metavar="SIZE",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Logs = Annotated[
+    Path | None, typer.Option(help="Folder for TensorBoard logs.", rich_help_panel=OUTPUT)
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for adapter and plot; by default one under runs/.", rich_help_panel=OUTPUT
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Start anew and replace an earlier run's files.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
+
+def tune(
+    ctx: typer.Context,
+    model: Model,
+    task: TaskName,
+    data: Data = None,
+    optimizer: Optimizer = "lotfwa",
+    budget: Budget = 6000,
+    popsize: Popsize = None,
+    schedule: Schedule = "generation-major",
+    loss: Loss = "ce",
+    dev_every: DevEvery = 50,
+    patience: Patience = 1500,
+    rank: Rank = 4,
+    dim: Dim = 500,
+    targets: Targets = "q,v",
+    layers: Layers = None,
+    init: Init = "calibrated",
+    init_std: InitStd = None,
+    shots: Shots = 16,
+    seed: Seed = 0,
+    label_words: LabelWords = None,
+    column: Columns = None,
+    test_limit: TestLimit = None,
+    max_length: MaxLength = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    memory_limit: MemoryLimit = None,
+    tensorboard: Logs = None,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Tune a model on a task; save a PEFT adapter, the history and a plot.
+
+    A run that was interrupted goes on when the same command is given again.
+    """
+    name = re.sub("[/:]", "-", f"{Path(model).name}-{task}-{optimizer}-seed{seed}")
+    folder = Path("runs") / name if out is None else out
+    _require_free(folder, overwrite)
+    data_task = task_of(task, data, shots, seed, label_words, column, test_limit)
+    checkpoint = _checkpoint(folder, overwrite, optimizer, dim, popsize)
+    _run(
+        ctx,
+        folder,
+        load_model(model, dtype=dtype, device=device),
+        data_task,
+        callbacks=[] if tensorboard is None else [TensorBoard(tensorboard)],
+        as_json=as_json,
+        checkpoint=checkpoint,
+        resume=not overwrite,
+        optimizer=optimizer,
+        budget=budget,
+        rank=rank,
+        dim=dim,
+        targets=words(targets) or (),
+        layers=layer_list(layers),
+        popsize=popsize,
+        schedule=schedule,
+        loss=loss,
+        init=init,
+        init_std=init_std,
+        dev_every=dev_every,
+        patience=patience or None,
+        seed=seed,
+        max_length=max_length,
+        memory_limit=memory_limit,
+    )
+
+
+def demo(
+    ctx: typer.Context,
+    budget: Budget = DEMO_BUDGET,
+    seed: Seed = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for adapter and plot.", rich_help_panel=OUTPUT)
+    ] = Path("runs/demo"),
+) -> None:
+    """Tune SmolLM2-135M with LoTFWA on a small sentiment task that comes along."""
+    require_folder(out)
+    task = demo_task(seed)
+    console.print(
+        f"SmolLM2-135M-Instruct, {task.name}: {len(task.train)} training, {len(task.dev)} "
+        f"development and {len(task.test)} test sentences; LoTFWA, {budget} evaluations"
+    )
+    _run(ctx, out, load_model(SMOLLM2), task, optimizer="lotfwa", budget=budget, seed=seed)
+
+
+def _run(
+    ctx: typer.Context,
+    folder: Path,
+    loaded: tuple[PreTrainedModel, Any],
+    task: Task,
+    budget: int,
+    callbacks: list[Callback] | None = None,
+    as_json: bool = False,
+    **settings: Any,
+) -> None:
+    """Tune with a progress bar, score on the test set, save and show."""
+    model, tokenizer = loaded
+    with Watch(budget) as watch:
+
+        def keep_options(progress: Progress) -> None:
+            if watch.generations == 0:
+                write_config(ctx, folder)
+
+        result = tune_model(
+            model,
+            task,
+            tokenizer=tokenizer,
+            budget=budget,
+            callback=[keep_options, watch, *(callbacks or ())],
+            **settings,
+        )
+    if not watch.generations:
+        console.print("This run had ended already; --overwrite starts anew. What it gave:")
+    elif watch.interrupted and settings.get("checkpoint"):
+        console.print("The same command goes on from here.")
+    if task.test:
+        score_test(result)
+    finish(result, folder, command_line(ctx))
+    if as_json:
+        print_json(summary(result, folder))
+
+
+def _require_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with an adapter, unless it is of a run that can go on."""
+    require_folder(folder)
+    if (folder / CONFIG).exists() and not overwrite and not holds_run(folder / CHECKPOINT):
+        raise _taken(folder)
+
+
+def _checkpoint(
+    folder: Path, overwrite: bool, optimizer: str, dim: int, popsize: int | None
+) -> Path | None:
+    """Where checkpoints go; None if the optimizer cannot be saved."""
+    if can_save(optimizer, dim, popsize):
+        return folder / CHECKPOINT
+    if holds_run(folder / CHECKPOINT) and not overwrite:
+        raise _taken(folder)
+    console.print(f"{optimizer} cannot be saved: this run cannot go on if it is interrupted.")
+    return None
+
+
+def _taken(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} holds an earlier run already; pass --overwrite to replace it, or another --out."
+    )

@@ -1,0 +1,49 @@
+"""Deltas added into a model's weights, for programs that know nothing of adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from integrations.adapter import Adapter
+from integrations.architectures import Target
+from integrations.errors import UserError
+
+
+@torch.no_grad()
+def merge(adapter: Adapter) -> None:
+    """Add deltas into the weights of the model they belong to, which is edited for good.
+
+    Its outputs are then, up to rounding, those with the deltas in place. The sum is taken in
+    float32 and rounded once to the weights' type.
+
+    Args:
+        adapter: The deltas.
+
+    Raises:
+        UserError: If a projection is quantized: a small delta would be lost in its rounding. No
+            weight has been changed then.
+    """
+    deltas = adapter.deltas(0, len(adapter.arch.layers))
+    for target, _ in deltas:
+        require_plain(target)
+    for target, factors in deltas:
+        module: Any = target.module
+        # W (o, h), seen from the projection; Conv1D keeps its transpose.
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        delta = factors.B[0].float().mT @ factors.A[0].float()
+        weight[target.columns] = (weight[target.columns].float() + delta).to(weight.dtype)
+
+
+def require_plain(target: Target) -> None:
+    """Raise UserError unless a projection's weight is a matrix of floating-point numbers."""
+    module: Any = target.module
+    plain = isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point()
+    if not plain or hasattr(module.weight, "__tensor_flatten__"):
+        raise UserError(
+            f"{target.path} is quantized ({type(module).__name__}), and deltas cannot be merged "
+            "into it without rounding them; load the model in float32 or bfloat16 and merge there."
+        )

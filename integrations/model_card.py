@@ -1,0 +1,112 @@
+"""README.md of a saved adapter: what it is, how it was made and how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from integrations.architectures import Kind
+from integrations.history import DevScore, History
+from integrations.scoring import Score
+from integrations.smollm2 import HUB_NAME
+from integrations.smollm2 import NAME as SMOLLM2
+from integrations.tasks import Task
+
+CARD = "README.md"
+PAPER = "2403.01754"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_AUTO = {"causal": "CausalLM", "masked": "MaskedLM", "seq2seq": "Seq2SeqLM"}
+
+
+def model_card(
+    settings: Mapping[str, Any],
+    task: Task,
+    kind: Kind,
+    history: History,
+    test: Mapping[str, Score],
+    command: str | None = None,
+) -> str:
+    """A model card in Markdown, with the header that the Hub reads.
+
+    A model that was loaded from a folder is named by the folder's last part, and is not in the
+    header, as the Hub would not find it.
+
+    Args:
+        settings: The run's settings by the names of `tune`'s arguments.
+        task: The run's task.
+        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
+        history: The course of the run.
+        test: Test scores by name; empty if the test set was not scored.
+        command: The command line that made the adapter; None shows the settings instead.
+    """
+    hub_name = base_model(settings["model"])
+    shown = hub_name or Path(settings["model"]).name or "the model it was made for"
+    header: dict[str, Any] = {
+        "library_name": "peft",
+        **({"base_model": hub_name} if hub_name else {}),
+        "tags": ["lora", "dfo-lora", "derivative-free-optimization", f"arxiv:{PAPER}"],
+    }
+    counts = ", ".join(f"{len(getattr(task, split))} {split}" for split in ("train", "dev", "test"))
+    first, best = history.scores[0], history.best
+    rows: list[tuple[str, str, DevScore | Score]]
+    rows = [("dev", "zero-shot", first), ("dev", "tuned", best)]
+    rows += [("test", name, score) for name, score in test.items()]
+    scores = "\n".join(
+        f"| {split} | {name} | {score.score:.4f} | {score.loss:.4f} |"
+        for split, name, score in rows
+    )
+    if command is None:
+        made = yaml.safe_dump(dict(settings) | {"model": shown}, sort_keys=False)
+        made = f"Settings of `tune(model, task)`:\n\n```yaml\n{made.strip()}\n```"
+    else:
+        made = f"```sh\n{command}\n```"
+    auto = f"AutoModelFor{_AUTO[kind]}"
+    words = ", ".join(f"`{word}`" for word in task.label_words)
+    return f"""\
+---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {shown}, tuned on {task.name} without gradients
+
+A LoRA adapter for {shown}, found by a derivative-free optimizer ({settings["optimizer"]}) with \
+dfo-lora, after Jin, Liu & Tan, *Derivative-Free Optimization for Low-Rank Adaptation in Large \
+Language Models* ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).
+
+- Task: {task.name}; {counts} examples; seed {settings["seed"]}
+- Prompt: `{task.pattern(kind)}`; answers in the order of the labels: {words}
+- Deltas: rank {settings["rank"]} on {", ".join(settings["targets"])}; tuned layers \
+{", ".join(map(str, settings["layers"]))}
+- {history.scores[-1].evaluations} evaluations; these deltas were chosen on the development \
+examples after {best.evaluations}
+
+| split | | {task.metric} | loss |
+|---|---|---:|---:|
+{scores}
+
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import {auto}
+
+model = {auto}.from_pretrained("{shown}")
+model = PeftModel.from_pretrained(model, "this folder, or its name on the Hub")
+```
+
+## How it was made
+
+{made}
+"""
+
+
+def base_model(name: str) -> str | None:
+    """The name on the Hub of a model by its ``name_or_path``; None if it came from a folder."""
+    if name == SMOLLM2 or Path(name).name.startswith(f"{SMOLLM2}-"):
+        return HUB_NAME
+    on_hub = _HUB_NAME.fullmatch(name) and not Path(name).exists()
+    return name if on_hub else None

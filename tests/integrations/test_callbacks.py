@@ -1,0 +1,95 @@
+"""What listens to a run."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from tiny import build_model
+
+from integrations import UserError, tune
+from integrations.callbacks import JSONLines, TensorBoard
+
+
+@pytest.fixture
+def run(word_tokenizer, toy_task):
+    """run(callback): a short run with it."""
+
+    def run(callback, **changes):
+        return tune(
+            build_model("llama"), toy_task, tokenizer=word_tokenizer("causal"), dim=40,
+            dev_every=10, callback=callback, **{"budget": 20} | changes,
+        )  # fmt: skip
+
+    return run
+
+
+def test_all_callbacks_are_called_and_one_may_end_the_run(run):
+    seen = []
+    ends = [lambda progress: seen.append("first") or True, lambda progress: seen.append("second")]
+    assert run(ends).stopped == "callback"
+    assert seen == ["first", "second"]
+    assert run([]).stopped == "budget"
+
+
+@pytest.mark.parametrize("callback", [3, ["x"], "x"])
+def test_what_cannot_be_called_is_refused(run, callback):
+    with pytest.raises(UserError, match="callback must be a function of a Progress"):
+        run(callback)
+
+
+def test_json_lines_hold_the_history(run, tmp_path):
+    path = tmp_path / "new" / "run.jsonl"
+    history = run(JSONLines(path)).history
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    visits = history.to_dict()["visits"]
+    assert [{name: row[name] for name in visits[0]} for row in rows] == visits
+    looks = [row["dev"] for row in rows if "dev" in row]
+    assert looks == history.to_dict()["scores"][1:]
+
+
+def test_tensorboard_gets_losses_and_scores(run, tmp_path, monkeypatch):
+    """With a writer of the same methods, as the package is optional."""
+    written = {}
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path)
+
+        def add_scalar(self, name, value, step):
+            written.setdefault(name, []).append((step, value))
+
+        def flush(self):
+            pass
+
+    module = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    history = run([TensorBoard(tmp_path)]).history
+    assert written["train/loss"] == [(visit.evaluations, visit.loss) for visit in history.visits]
+    assert written["dev/score"] == [(look.evaluations, look.score) for look in history.scores[1:]]
+
+
+def test_tensorboard_reads_what_was_written(run, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = run(TensorBoard(tmp_path)).history
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [
+        (visit.evaluations, pytest.approx(visit.loss, rel=1e-6)) for visit in history.visits
+    ]
+
+
+def test_without_tensorboard_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'dfo-lora\[tensorboard\]'"):
+        TensorBoard(tmp_path)
+
+
+def test_a_memory_limit_that_is_too_little_is_told(run):
+    with pytest.raises(UserError, match="memory_limit of"):
+        run(None, memory_limit=100)
+    with pytest.raises(UserError, match="memory_limit must be"):
+        run(None, memory_limit=0)
