@@ -25,7 +25,7 @@ WAYS: Mapping[str, Speedups] = {
     "without shared base": replace(FAST, shared_base=False),
     "without answer head": replace(FAST, answer_head=False),
     "with padding": replace(FAST, no_padding=False),
-    "one candidate a pass": replace(FAST, blocks=1),
+    "one block at a time": replace(FAST, side_by_side=False),
     "naive": NAIVE,
 }
 """All five steps, each left out alone, and none."""

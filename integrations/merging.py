@@ -27,7 +27,7 @@ def merge(adapter: Adapter) -> None:
         UserError: If a projection is quantized: a small delta would be lost in its rounding. No
             weight has been changed then.
     """
-    deltas = adapter.deltas(0, len(adapter.arch.layers))
+    deltas = adapter.deltas(adapter.arch, 0, len(adapter.arch.layers))
     for target, _ in deltas:
         require_plain(target)
     for target, factors in deltas:
