@@ -6,11 +6,13 @@ from integrations.population import NAIVE, PopulationEvaluator, Speedups
 from integrations.result import TuneResult
 from integrations.tasks import Example, Recipe, Task, load_task
 from integrations.tuning import tune
+from integrations.workers import ProcessWorkers
 
 __all__ = [
     "NAIVE",
     "Example",
     "PopulationEvaluator",
+    "ProcessWorkers",
     "Recipe",
     "Speedups",
     "Task",

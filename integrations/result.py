@@ -31,6 +31,7 @@ class TuneResult:
         encoder: Makes prompts of examples as the run did; its ``task`` is the run's task.
         settings: The run's settings by the names of `tune`'s arguments.
         stopped: Why the run ended: ``"budget"``, ``"patience"`` or ``"callback"``.
+        lost_workers: Workers that died; others did their work.
     """
 
     adapter: Adapter
@@ -38,6 +39,7 @@ class TuneResult:
     encoder: Encoder
     settings: Mapping[str, Any]
     stopped: str
+    lost_workers: int = 0
 
     def test(
         self,
@@ -80,6 +82,7 @@ class TuneResult:
         record = {
             "settings": dict(self.settings),
             "stopped": self.stopped,
+            "lost_workers": self.lost_workers,
             "history": self.history.to_dict(),
         }
         with replace_file(folder / RUN_FILE) as beside:
