@@ -18,6 +18,7 @@ from integrations import ProcessWorkers, Speedups, UserError, tune, workers
 from integrations.architectures import describe
 from integrations.metrics import cross_entropy
 from integrations.population import PopulationEvaluator
+from integrations.ray_workers import RayWorkers
 from integrations.replica import Replica, Share, WorkerError
 from integrations.spaces import make_spaces
 from integrations.workers import Fleet, WorkerWarning, as_workers, cut, replica_device
@@ -125,7 +126,7 @@ def test_a_model_that_cannot_be_sent_is_named(tmp_path):
     replica.evaluator.arch.model.own = lambda x: x
     with pytest.raises(UserError, match=r"LlamaForCausalLM cannot be sent to workers: .*lambda"):
         replica.save(tmp_path / "replica")
-    with pytest.raises(UserError, match="cannot be written for the workers to read: .* TMPDIR"):
+    with pytest.raises(UserError, match=r"cannot be written for the workers to read: .* TMPDIR"):
         replica_of("llama").save(tmp_path / "missing" / "replica")
 
 
@@ -358,3 +359,61 @@ def test_threads_are_shared_out(monkeypatch):
 def test_each_worker_takes_the_next_gpu(device, environ, expected):
     found = [replica_device(torch.device(device), i, 3, 4, environ) for i in range(3)]
     assert found == [torch.device(name) for name in expected]
+
+
+# -- on a Ray cluster ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray, with a cluster of this machine alone."""
+    ray = pytest.importorskip("ray")
+    # The package may be imported from where the tests run and not be installed.
+    here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_run_comes_to_the_same_though_an_actor_is_killed(run, cluster, monkeypatch):
+    pids = []
+    start = RayWorkers._await
+
+    def ask_for_ids(self, workers, loading):
+        start(self, workers, loading)
+        calls = [w._actor.__ray_call__.remote(lambda _: os.getpid()) for w in workers]
+        pids.extend(cluster.get(calls))
+
+    monkeypatch.setattr(RayWorkers, "_await", ask_for_ids)
+
+    def kill(progress):
+        if progress.visit.number == 1:
+            os.kill(pids[0], signal.SIGSTOP)  # so that it does not get done before
+            threading.Timer(0.3, os.kill, (pids[0], signal.SIGKILL)).start()
+
+    with pytest.warns(WorkerWarning, match="Ray worker 0 died; 1 of 2 workers are left"):
+        result = run(workers=RayWorkers(2), callback=kill, **EVEN)
+    assert numbers_of(result) == numbers_of(run(**EVEN))
+    assert result.lost_workers == 1
+    assert cluster.is_initialized()  # the connection was not the run's to end
+
+
+@pytest.mark.slow
+def test_what_an_actor_raises_arrives_with_the_traceback(cluster):
+    z = np.random.default_rng(0).standard_normal((4, DIM))
+    replica = replica_of("llama", loss=no_room)
+    with (
+        Fleet(as_workers("ray"), replica.evaluator, replica.spaces) as fleet,
+        pytest.raises(WorkerError, match=r"(?s)Ray worker 0 failed:.*in no_room.*for so many"),
+    ):
+        fleet.evaluate(1, z, {})
+    assert fleet.workers.count == 1  # one a node
+
+
+@pytest.mark.slow
+def test_more_than_the_cluster_has_is_refused_and_not_waited_for(run, cluster):
+    with pytest.raises(UserError, match="3 workers of 1 CPU are more than the Ray cluster's 2"):
+        run(workers=RayWorkers(3))
+    with pytest.raises(UserError, match="2 workers of 1 tpu are more than the Ray cluster's 0"):
+        run(workers=RayWorkers(2, resources={"tpu": 1}))
