@@ -3,6 +3,7 @@
 from integrations.errors import UserError
 from integrations.models import load_model
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
+from integrations.ray_workers import RayWorkers
 from integrations.result import TuneResult
 from integrations.tasks import Example, Recipe, Task, load_task
 from integrations.tuning import tune
@@ -13,6 +14,7 @@ __all__ = [
     "Example",
     "PopulationEvaluator",
     "ProcessWorkers",
+    "RayWorkers",
     "Recipe",
     "Speedups",
     "Task",

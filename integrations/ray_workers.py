@@ -28,7 +28,7 @@ class RayWorkers(Workers):
     Args:
         count: How many; None for one a GPU of the cluster, or one a node if the model is on a CPU.
         address: The cluster, as `ray.init` takes it; None for the one this process is connected
-            to, ``RAY_ADDRESS``'s, or else a new one on this machine.
+            to, the one that ``RAY_ADDRESS`` names or that runs on this machine, or else a new one.
         options: Options of each actor, as Ray takes them: ``num_cpus`` (default 1), which is also
             its number of threads, ``num_gpus`` (default 1 if the model is on a GPU), ``resources``,
             ``runtime_env``, ...
@@ -72,15 +72,10 @@ class RayWorkers(Workers):
             if self.every:
                 self.count = self._as_many_as_fit(on_gpu)
             self._check_size(options)
-            file = io.BytesIO()
-            replica.save(file)
-            data = ray.put(np.frombuffer(file.getbuffer(), np.uint8))
             actor = ray.remote(_Actor).options(**options)
             actors += [actor.remote() for _ in range(self.count)]
-            threads = max(1, int(options["num_cpus"]))
-            loading = [a.load.remote(data, on_gpu, threads) for a in actors]
             workers = [RayWorker(ray, number, a) for number, a in enumerate(actors)]
-            self._await(workers, loading)
+            self._load(workers, replica, on_gpu, max(1, int(options["num_cpus"])))
             yield workers
         finally:
             for a in actors:
@@ -90,7 +85,7 @@ class RayWorkers(Workers):
 
     def _as_many_as_fit(self, on_gpu: bool) -> int:
         if on_gpu:
-            return int(self._ray.cluster_resources().get("GPU", 0))
+            return max(1, int(self._ray.cluster_resources().get("GPU", 0)))
         return sum(node["Alive"] for node in self._ray.nodes())
 
     def _check_size(self, options: Mapping[str, Any]) -> None:
@@ -103,14 +98,20 @@ class RayWorkers(Workers):
             if self.count * amount > has.get(name, 0):
                 raise UserError(
                     f"{self.count} workers of {amount} {name} are more than the Ray cluster's "
-                    f"{has.get(name, 0):g}; ask for fewer, or for less with "
-                    f"RayWorkers(count, num_cpus=...)."
+                    f"{has.get(name, 0):g}; ask for fewer, or for less with RayWorkers(count, "
+                    "num_cpus=...)."
                 )
 
-    def _await(self, workers: list[RayWorker], loading: list[Any]) -> None:
+    def _load(
+        self, workers: Sequence[RayWorker], replica: Replica, on_gpu: bool, threads: int
+    ) -> None:
+        file = io.BytesIO()
+        replica.save(file)
+        data = self._ray.put(np.frombuffer(file.getbuffer(), np.uint8))
+        loading = [worker.load(data, on_gpu, threads) for worker in workers]
         for worker, loaded in zip(workers, loading, strict=True):
             try:
-                self._ray.get(loaded)
+                loaded.result()
             except (worker.death, WorkerError) as error:
                 raise WorkerError(f"{worker.name} could not start:\n{error}") from error
 
@@ -122,6 +123,11 @@ class RayWorker(Worker):
         self.name = f"Ray worker {number}"
         self.death = ray.exceptions.RayActorError
         self._actor = actor
+
+    def load(self, data: Any, on_gpu: bool, threads: int) -> Future[None]:
+        """Let the actor load its replica from the object store."""
+        future: Future[None] = self._actor.load.remote(data, on_gpu, threads).future()
+        return future
 
     def submit(self, share: Share) -> Future[FloatArray]:
         """Start to evaluate a share; raises nothing itself."""

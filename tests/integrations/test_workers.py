@@ -14,11 +14,10 @@ import pytest
 import torch
 from tiny import CONFIGS, LABEL_IDS, LAYERS, PAD, VARIANTS, build_model, kind_of, random_prompts
 
-from integrations import ProcessWorkers, Speedups, UserError, tune, workers
+from integrations import ProcessWorkers, RayWorkers, Speedups, UserError, tune, workers
 from integrations.architectures import describe
 from integrations.metrics import cross_entropy
 from integrations.population import PopulationEvaluator
-from integrations.ray_workers import RayWorkers
 from integrations.replica import Replica, Share, WorkerError
 from integrations.spaces import make_spaces
 from integrations.workers import Fleet, WorkerWarning, as_workers, cut, replica_device
@@ -370,7 +369,8 @@ def cluster():
     ray = pytest.importorskip("ray")
     # The package may be imported from where the tests run and not be installed.
     here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=here)
+    quiet = {"include_dashboard": False, "log_to_driver": False}
+    ray.init("local", num_cpus=2, runtime_env=here, **quiet)
     yield ray
     ray.shutdown()
 
@@ -378,14 +378,14 @@ def cluster():
 @pytest.mark.slow
 def test_a_run_comes_to_the_same_though_an_actor_is_killed(run, cluster, monkeypatch):
     pids = []
-    start = RayWorkers._await
+    load = RayWorkers._load
 
-    def ask_for_ids(self, workers, loading):
-        start(self, workers, loading)
+    def ask_for_ids(self, workers, *arguments):
+        load(self, workers, *arguments)
         calls = [w._actor.__ray_call__.remote(lambda _: os.getpid()) for w in workers]
         pids.extend(cluster.get(calls))
 
-    monkeypatch.setattr(RayWorkers, "_await", ask_for_ids)
+    monkeypatch.setattr(RayWorkers, "_load", ask_for_ids)
 
     def kill(progress):
         if progress.visit.number == 1:
