@@ -3,14 +3,18 @@
 from integrations.errors import UserError
 from integrations.models import load_model
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
+from integrations.ray_workers import RayWorkers
 from integrations.result import TuneResult
 from integrations.tasks import Example, Recipe, Task, load_task
 from integrations.tuning import tune
+from integrations.workers import ProcessWorkers
 
 __all__ = [
     "NAIVE",
     "Example",
     "PopulationEvaluator",
+    "ProcessWorkers",
+    "RayWorkers",
     "Recipe",
     "Speedups",
     "Task",

@@ -118,6 +118,10 @@ def _falcon_layout(config: Any) -> str:
     return "q" * heads + "kv" if config.multi_query else _by_head(config)
 
 
+def _deberta_head(config: Any) -> str:
+    return "cls" if config.legacy else "lm_predictions"
+
+
 _LLAMA = Family(
     layers="model.layers",
     targets=_separate("self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
@@ -219,7 +223,7 @@ FAMILIES: dict[str, Family] = {
         targets=_separate(
             "attention", "self.query_proj", "self.key_proj", "self.value_proj", "output.dense"
         ),
-        head=lambda config: "cls" if config.legacy else "lm_predictions",
+        head=_deberta_head,
         mlp=("intermediate", "output.dense"),
         kind="masked",
         outputs=2,

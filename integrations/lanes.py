@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -38,6 +39,10 @@ class Lanes:
 
     def __init__(self, arch: Architecture) -> None:
         self._archs = [arch]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the replicas, which are made where they are needed."""
+        return {"_archs": self._archs[:1]}
 
     def run(self, work: Work, pieces: int, most: int) -> None:
         """Do a number of pieces, each once, in any order.

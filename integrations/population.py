@@ -142,9 +142,8 @@ class PopulationEvaluator:
             (P,) float64 losses.
         """
         count = len(next(iter(candidates.values())))
-        if self.block_size is None and count > 1:
-            self.block_size = self._measure_block_size(candidates, adapter)
-        size = min(self.block_size or 1, self._most_candidates)
+        self.choose_block_size(candidates, adapter)
+        size = self.pass_size
         if self.speedups.prefix_cache:
             for number in range(len(self.batches)):
                 self._prefix.prepare(number, layer, adapter)
@@ -163,6 +162,27 @@ class PopulationEvaluator:
         most = self._most_candidates // size if self.speedups.side_by_side else 1
         self._lanes.run(run, -(-count // size), most)
         return self.loss(logits, torch.from_numpy(self.labels)).numpy()
+
+    @torch.inference_mode()
+    def choose_block_size(
+        self, candidates: LayerFactors, adapter: Adapter, workers: int = 1
+    ) -> None:
+        """Measure how many candidates go into a forward pass, unless that is known or there is one.
+
+        Args:
+            candidates: Factors of P candidates.
+            adapter: The deltas in place.
+            workers: Who share the candidates out; no block is larger than a share.
+        """
+        count = len(next(iter(candidates.values())))
+        if self.block_size is None and count > 1:
+            share = {name: factors[: -(-count // workers)] for name, factors in candidates.items()}
+            self.block_size = self._measure_block_size(share, adapter)
+
+    @property
+    def pass_size(self) -> int:
+        """How many candidates go into a forward pass."""
+        return min(self.block_size or 1, self._most_candidates)
 
     @torch.inference_mode()
     def logits(

@@ -36,11 +36,22 @@ class PrefixCache:
         self.arch = arch
         self.batches = batches
         self.max_bytes = max_bytes
-        self._states: list[dict[int, tuple[tuple[int, ...], Tensor]]] = [{} for _ in batches]
+        self._forget()
+
+    def _forget(self) -> None:
+        self._states: list[dict[int, tuple[tuple[int, ...], Tensor]]] = [{} for _ in self.batches]
         # By number of the stack: what left an encoder, and what its layers hand on besides states.
         # A decoder's states are dropped with the deltas that they and the encoder's were made of.
-        self._left: list[dict[int, Tensor]] = [{} for _ in batches]
-        self._rest: list[dict[int, tuple[Any, ...]]] = [{} for _ in batches]
+        self._left: list[dict[int, Tensor]] = [{} for _ in self.batches]
+        self._rest: list[dict[int, tuple[Any, ...]]] = [{} for _ in self.batches]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: no states, since versions of deltas are this process's own."""
+        return {"arch": self.arch, "batches": self.batches, "max_bytes": self.max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
 
     def prepare(self, number: int, layer: int, adapter: Adapter) -> None:
         """Have a batch's states at the entrance of a layer ready for `resume`."""

@@ -35,6 +35,7 @@ class TuneResult:
         stopped: Why the run ended: ``"budget"``, ``"patience"`` or ``"callback"``.
         tested: Scores on the task's test set so far, by name: ``"zero-shot"`` for the frozen
             model, ``"tuned"`` for the deltas.
+        lost_workers: Workers that died; others did their work.
     """
 
     adapter: Adapter
@@ -43,6 +44,7 @@ class TuneResult:
     settings: Mapping[str, Any]
     stopped: str
     tested: dict[str, Score] = field(default_factory=dict)
+    lost_workers: int = 0
 
     def test(
         self,
@@ -89,7 +91,9 @@ class TuneResult:
         folder = Path(folder)
         save_adapter(self.adapter, folder, self.settings["rank"])
         task = self.encoder.task
-        RunRecord(self.settings, task.metric, self.stopped, self.history).write(folder)
+        RunRecord(self.settings, task.metric, self.stopped, self.history, self.lost_workers).write(
+            folder
+        )
         card = model_card(
             self.settings, task, self.adapter.arch.kind, self.history, self.tested, command
         )

@@ -24,12 +24,14 @@ class RunRecord:
         metric: Name of the development score.
         stopped: Why the run ended.
         history: The course of the run.
+        lost_workers: Workers that died on the way.
     """
 
     settings: Mapping[str, Any]
     metric: str
     stopped: str
     history: History
+    lost_workers: int = 0
 
     def write(self, folder: Path) -> None:
         """Write the record into a folder that exists."""
@@ -37,6 +39,7 @@ class RunRecord:
             "settings": dict(self.settings),
             "metric": self.metric,
             "stopped": self.stopped,
+            "lost_workers": self.lost_workers,
             "history": self.history.to_dict(),
         }
         with replace_file(folder / RUN_FILE) as beside:
@@ -55,7 +58,13 @@ class RunRecord:
             history = History.from_dict(record["history"])
             if not history.scores:
                 raise ValueError("no look at the development set")
-            return cls(dict(record["settings"]), record["metric"], record["stopped"], history)
+            return cls(
+                dict(record["settings"]),
+                record["metric"],
+                record["stopped"],
+                history,
+                record["lost_workers"],
+            )
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{str(folder)!r} holds no run: {RUN_FILE} is missing. Pass the folder that "

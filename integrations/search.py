@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,9 @@ from integrations.adapter import Adapter
 from integrations.population import PopulationEvaluator
 from integrations.schedule import Schedule
 from integrations.spaces import LayerFactors, LayerSpace
+
+Evaluate = Callable[[int, FloatArray, Mapping[int, FloatArray]], FloatArray]
+"""Losses (P,) of a layer's candidates z (P, d), given the z (d,) in place of each other layer."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class LayerwiseSearch:
         optimizers: One for each layer that is tuned.
         schedule: Which layer comes next.
         budget: Most candidates to evaluate.
+        elsewhere: Gives candidates their losses in place of ``evaluator``, by their z alone.
 
     Attributes:
         adapter: The deltas in place.
@@ -68,12 +72,14 @@ class LayerwiseSearch:
         optimizers: Mapping[int, Optimizer],
         schedule: Schedule,
         budget: int,
+        elsewhere: Evaluate | None = None,
     ) -> None:
         self.evaluator = evaluator
         self.spaces = spaces
         self.optimizers = optimizers
         self.schedule = schedule
         self.budget = budget
+        self.elsewhere = elsewhere
         self.adapter = Adapter(evaluator.arch)
         # At z = 0 both factors, and with them the delta, are zero.
         self.points: dict[int, FloatArray] = {
@@ -151,7 +157,10 @@ class LayerwiseSearch:
         return self.spaces[layer].factors(z, model.device, model.dtype)
 
     def _evaluate(self, layer: int, z: FloatArray) -> FloatArray:
-        losses = self.evaluator.evaluate(layer, self._factors(layer, z), self.adapter)
+        if self.elsewhere is None:
+            losses = self.evaluator.evaluate(layer, self._factors(layer, z), self.adapter)
+        else:
+            losses = self.elsewhere(layer, z, self.placed)
         self.evaluations += len(z)
         self.invalid += int(np.count_nonzero(~np.isfinite(losses)))
         return losses

@@ -6,6 +6,7 @@ import operator
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from integrations.scoring import Scorer
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
 from integrations.tasks import Task, load_task
+from integrations.workers import Fleet, Workers, as_workers
 
 MOST = 2**63  # what generators and counters take
 
@@ -60,6 +62,7 @@ def tune(
     checkpoint: str | Path | None = None,
     resume: bool = True,
     speedups: Speedups = FAST,
+    workers: Workers | int | str | None = None,
 ) -> TuneResult:
     """Tune low-rank modules of a frozen language model without gradients.
 
@@ -115,13 +118,21 @@ def tune(
             forward pass is measured and can change the last digit of a loss; what
             ``settings["block_size"]`` says, given as ``Speedups(blocks=...)``, repeats a run
             exactly.
+        workers: Who evaluates candidates, each with a replica of the model: a number of processes
+            of this machine, or ``"ray"``, ``"ray://host:port"`` or `RayWorkers` for a Ray cluster;
+            None for this process alone. With the same ``blocks`` a loss is the same whoever
+            computes it, to the last bit if processor and threads are. A worker that dies (a
+            `WorkerWarning`) costs its share of one generation. Processes need what Python's
+            multiprocessing needs: a script calls `tune` under ``if __name__ == "__main__":``.
 
     Returns:
         The tuned deltas, history, scores and ways to save and plot them.
 
     Raises:
         UserError: If an argument does not fit; before any long work starts.
+        WorkerError: If a worker raises, or all of them have died.
     """
+    others = as_workers(workers)
     if isinstance(model, str):
         if tokenizer is not None:
             raise UserError("tokenizer has no effect on a model given by name; pass the model too.")
@@ -180,7 +191,7 @@ def tune(
         saved = Checkpoint(checkpoint, same, budget, optimizers)
         state = saved.load() if resume else None
     started = time.perf_counter()
-    with evaluating(model):
+    with evaluating(model), ExitStack() as stack:
         evaluator = PopulationEvaluator(
             arch,
             encoder.encode(task.train),
@@ -193,7 +204,11 @@ def tune(
         spaces = make_spaces(
             arch, evaluator.batches, rank=rank, dim=dim, init=init, std=init_std, seed=seed
         )
-        search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget)
+        fleet = None
+        if others is not None:
+            fleet = stack.enter_context(Fleet(others, evaluator, spaces))
+        elsewhere = None if fleet is None else fleet.evaluate
+        search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget, elsewhere)
         if not np.isfinite(search.loss):
             raise UserError(
                 f"the frozen model's training loss is {search.loss}; load it in a type that does "
@@ -213,6 +228,7 @@ def tune(
         encoder=encoder,
         settings=settings | {"block_size": evaluator.block_size},
         stopped=stopped,
+        lost_workers=0 if fleet is None else fleet.lost,
     )
 
 
