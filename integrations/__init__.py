@@ -4,16 +4,27 @@ from integrations.errors import UserError
 from integrations.models import load_model
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
 from integrations.result import TuneResult
-from integrations.tasks import Example, Recipe, Task, load_task
+from integrations.tasks import (
+    ContinuationTask,
+    Example,
+    GenerationTask,
+    Recipe,
+    Task,
+    TextExample,
+    load_task,
+)
 from integrations.tuning import tune
 
 __all__ = [
     "NAIVE",
+    "ContinuationTask",
     "Example",
+    "GenerationTask",
     "PopulationEvaluator",
     "Recipe",
     "Speedups",
     "Task",
+    "TextExample",
     "TuneResult",
     "UserError",
     "load_model",

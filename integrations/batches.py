@@ -25,19 +25,21 @@ MOST_TOKENS: dict[Layout, int] = {"packed": 1024, "grouped": 4096, "padded": 409
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """N prompts in R rows of T tokens: a row each, padded on the right, or one row for all.
+    """Prompts in R rows of T tokens: a row each, padded on the right, or one row for all.
+
+    N answers are read from them: one a prompt, or one for each token that is to follow it.
 
     Attributes:
-        order: (N,) where each prompt stood in the list that was batched.
+        order: (N,) where each answer stood among those of the prompts that were batched.
         ids: (R, T) token ids.
         real: (R, T) whether a token belongs to a prompt; the others are padding.
         mask: (R, T) the same as 1 and 0, or None where the model needs none.
         positions: (R, T) place of each token in its prompt as the model counts it, or None where
             it counts right by itself.
         segments: Where prompts lie in the row, if they share one.
-        answer_rows: (N,) row of each prompt.
+        answer_rows: (N,) row of each answer.
         answers: (N,) answer position in that row; with a decoder, in its input's.
-        labels: (N,) right labels.
+        labels: (N,) right labels, or the tokens that are to follow.
         decoder_ids: (R, S) input of the decoder; None for models without one.
     """
 
@@ -65,7 +67,9 @@ class PromptBatch:
         """(R, S) whether a token of the decoder's input counts: it ends where it answers."""
         assert self.decoder_ids is not None
         places = torch.arange(self.decoder_ids.shape[1], device=self.ids.device)
-        return places <= self.answers[:, None]
+        last = torch.zeros_like(self.answers[: self.rows])
+        last = last.scatter_reduce(0, self.answer_rows, self.answers, "amax")
+        return places <= last[:, None]
 
     def run(self, model: PreTrainedModel, copies: int = 1) -> Any:
         """Call a model on the batch.
@@ -199,17 +203,17 @@ def _pack(
     starts = lengths.cumsum(0) - lengths
     ids = torch.tensor([[token for prompt in chosen for token in prompt.ids]], device=device)
     places = torch.cat([torch.arange(length) for length in lengths.tolist()])
-    answers = starts + torch.tensor([prompt.answer for prompt in chosen])
+    rows, answers = _answers(chosen)
     return PromptBatch(
-        order=torch.tensor(group),
+        order=_order(prompts, group),
         ids=ids,
         real=torch.ones_like(ids, dtype=torch.bool),
         mask=None,
         positions=(first_position + places)[None].to(device),
         segments=tuple(_segments(lengths.tolist())),
-        answer_rows=torch.zeros(len(group), dtype=torch.long, device=device),
-        answers=answers.to(device),
-        labels=torch.tensor([prompt.label for prompt in chosen], device=device),
+        answer_rows=torch.zeros_like(rows, device=device),
+        answers=(starts[rows] + answers).to(device),
+        labels=torch.tensor(all_labels(chosen), device=device),
     )
 
 
@@ -232,18 +236,38 @@ def _pad(
     needs_mask = kind != "causal" and not bool(real.all())
     # Padding of a decoder's input comes after the answer, which does not look beyond.
     decoder_ids = _padded([prompt.decoder_ids for prompt in chosen], pad_id)
+    rows, answers = _answers(chosen)
     return PromptBatch(
-        order=torch.tensor(group),
+        order=_order(prompts, group),
         ids=ids.to(device),
         real=real.to(device),
         mask=real.long().to(device) if needs_mask else None,
         positions=None,
         segments=(),
-        answer_rows=torch.arange(len(group), device=device),
-        answers=torch.tensor([prompt.answer for prompt in chosen], device=device),
-        labels=torch.tensor([prompt.label for prompt in chosen], device=device),
+        answer_rows=rows.to(device),
+        answers=answers.to(device),
+        labels=torch.tensor(all_labels(chosen), device=device),
         decoder_ids=decoder_ids.to(device) if kind == "seq2seq" else None,
     )
+
+
+def all_labels(prompts: Sequence[Prompt]) -> list[int]:
+    """What each answer of some prompts should be: (N,) labels, or tokens that are to follow."""
+    return [label for p in prompts for label in (p.targets or (p.label,))]
+
+
+def _order(prompts: Sequence[Prompt], group: Sequence[int]) -> Tensor:
+    """(N,) where each answer of some of the prompts stands among the answers of all."""
+    counts = torch.tensor([prompt.answers for prompt in prompts])
+    starts = counts.cumsum(0) - counts
+    return torch.cat([starts[i] + torch.arange(prompts[i].answers) for i in group])
+
+
+def _answers(chosen: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """(N,) index of the prompt of each answer, and (N,) its position in that prompt."""
+    rows = [row for row, p in enumerate(chosen) for _ in range(p.answers)]
+    places = [p.answer + i for p in chosen for i in range(p.answers)]
+    return torch.tensor(rows), torch.tensor(places)
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:

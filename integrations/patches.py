@@ -43,7 +43,7 @@ class Patches(ExitStack):
         self.callback(restore)
 
     def add_deltas(self, targets: Sequence[tuple[Target, Factors]]) -> None:
-        """Add one candidate's deltas (P = 1) to the outputs of its targets."""
+        """Add P candidates' deltas to the outputs of their targets, each to its share of rows."""
         for target, factors in targets:
 
             def change(

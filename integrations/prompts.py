@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import Kind, family_of
 from integrations.errors import UserError
+from integrations.metrics import LOSS_NAMES
 from integrations.tasks.example import Example
 from integrations.tasks.task import MASK, Task, pattern_fields
 
@@ -22,13 +23,27 @@ SENTINEL = "<extra_id_0>"
 CHARACTERS_PER_TOKEN = 32
 
 
-def longest_prompt(model: PreTrainedModel) -> int:
-    """Tokens a prompt may have: 512, or fewer if the model has fewer positions."""
+def longest_prompt(model: PreTrainedModel, new_tokens: int = 0) -> int:
+    """Tokens a prompt may have: 512, or fewer if the model has fewer positions.
+
+    Args:
+        model: The model.
+        new_tokens: Tokens that are to follow the prompt.
+
+    Raises:
+        UserError: If so many tokens leave no position for a prompt.
+    """
     config = getattr(model.config, "text_config", model.config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:  # relative positions only
         return MAX_LENGTH
-    return int(min(MAX_LENGTH, positions - family_of(model.config.model_type).reserved_positions))
+    free = positions - family_of(model.config.model_type).reserved_positions - new_tokens
+    if free < 1:
+        raise UserError(
+            f"{new_tokens} new tokens leave no room for a prompt in the model's {positions} "
+            "positions; lower max_new_tokens."
+        )
+    return int(min(MAX_LENGTH, free))
 
 
 @dataclass(frozen=True)
@@ -37,18 +52,96 @@ class Prompt:
 
     Attributes:
         ids: Token ids.
-        answer: Position whose output predicts the label word; with a decoder, in its input.
-        label: Index of the right label word.
+        answer: Position whose output predicts the label word, or the first token that is to
+            follow; with a decoder, in its input.
+        label: Index of the right label word; -1 if there is none.
         decoder_ids: Input of the decoder; empty for models without one.
+        targets: Tokens that are to follow, predicted from ``answer`` on; empty for a label word.
     """
 
     ids: tuple[int, ...]
     answer: int
-    label: int
+    label: int = -1
     decoder_ids: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
+
+    @property
+    def answers(self) -> int:
+        """Positions that are read: one for a label word, or one for each token to follow."""
+        return len(self.targets) or 1
 
 
-class Encoder:
+class PatternEncoder:
+    """Fills a pattern's fields so that the prompt has no more tokens than the model takes.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
+        pattern: How the fields become a prompt.
+        max_length: Longest prompt in tokens. Longer ones lose the end of their longest field,
+            never a part of the pattern.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, kind: Kind, pattern: str, max_length: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.pattern = pattern
+        self.max_length = max_length
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up shorter prompts; which one makes no difference."""
+        found = self.tokenizer.pad_token_id
+        return 0 if found is None else int(found)
+
+    def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
+        """Token ids of the filled pattern, with an answer in place if one is given."""
+        raise NotImplementedError
+
+    def _open_ids(self, text: str) -> list[int]:
+        """Token ids of a text that goes on: no special token closes it."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+            ids.pop()
+        return ids
+
+    def _id(self, token: str) -> int:
+        found: Any = self.tokenizer.convert_tokens_to_ids(token)
+        return int(found)
+
+    def _fit(self, fields: dict[str, str], reserved: int = 0) -> list[int]:
+        """Token ids of the filled pattern, the longest fields cut to as much as fits.
+
+        Args:
+            fields: The texts.
+            reserved: Tokens of the longest prompt that are kept free.
+        """
+        room = self.max_length - reserved
+        limit = max(room, 1) * CHARACTERS_PER_TOKEN
+        ids = self._ids(_cut(fields, limit))
+        if len(ids) <= room:
+            return ids
+        # Bisect for how many characters a field may have: `least` fits, `most` does not.
+        least, most = 1, min(limit, max(map(len, fields.values()), default=1))
+        ids = self._ids(_cut(fields, least))
+        if len(ids) > room:
+            raise UserError(
+                f"the pattern {self.pattern!r} leaves no room for text in {room} tokens; "
+                "raise max_length."
+            )
+        while most - least > 1:
+            middle = (least + most) // 2
+            found = self._ids(_cut(fields, middle))
+            if len(found) <= room:
+                least, ids = middle, found
+            else:
+                most = middle
+        return ids
+
+
+class Encoder(PatternEncoder):
     """Encodes a task's examples for one tokenizer and kind of model.
 
     An encoder-decoder gets the same prompt as a masked model, and its decoder what it would have
@@ -68,6 +161,8 @@ class Encoder:
             label word is unknown to it, or two label words begin with the same token.
     """
 
+    losses = LOSS_NAMES
+
     def __init__(
         self,
         task: Task,
@@ -75,19 +170,10 @@ class Encoder:
         kind: Kind,
         max_length: int = MAX_LENGTH,
     ) -> None:
+        super().__init__(tokenizer, kind, task.pattern(kind), max_length)
         self.task = task
-        self.tokenizer = tokenizer
-        self.kind = kind
-        self.pattern = task.pattern(kind)
-        self.max_length = max_length
         self.blank = self._blank()
         self.label_ids = self._label_ids()
-
-    @property
-    def pad_id(self) -> int:
-        """Token that fills up shorter prompts; which one makes no difference."""
-        found = self.tokenizer.pad_token_id
-        return 0 if found is None else int(found)
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
         """Token ids, answer position and label of each example."""
@@ -101,6 +187,10 @@ class Encoder:
                 answer = len(decoder_ids) - 1
             prompts.append(Prompt(tuple(ids), answer, example.label, decoder_ids))
         return prompts
+
+    def arguments(self) -> dict[str, str]:
+        """What of the task a run depends on beside its prompts, as text by name."""
+        return {"metric": self.task.metric, "label tokens": str(self.label_ids)}
 
     def _blank(self) -> str | None:
         """What stands in the place of the label word; None for causal models."""
@@ -126,10 +216,6 @@ class Encoder:
             return self.pad_id, self._id(SENTINEL)
         return self._id(str(self.tokenizer.eos_token)), *before
 
-    def _id(self, token: str) -> int:
-        found: Any = self.tokenizer.convert_tokens_to_ids(token)
-        return int(found)
-
     def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
         """Token ids of the filled pattern, with a label word in place if one is given."""
         if self.blank is not None:
@@ -137,40 +223,13 @@ class Encoder:
             fields = {name: text.replace(self.blank, "") for name, text in fields.items()}
             text = self.pattern.format(**fields, **{MASK: answer or self.blank})
             return list(self.tokenizer(text)["input_ids"])
-        text = self.pattern.format(**fields) + (f" {answer}" if answer else "")
-        ids = list(self.tokenizer(text)["input_ids"])
         # A closing special token would stand between the prompt and its answer.
-        while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
-            ids.pop()
-        return ids
+        return self._open_ids(self.pattern.format(**fields) + (f" {answer}" if answer else ""))
 
     def _answer(self, ids: list[int]) -> int:
         if self.blank is None:
             return len(ids) - 1
         return ids.index(self._id(self.blank))
-
-    def _fit(self, fields: dict[str, str]) -> list[int]:
-        """Token ids of the filled pattern, the longest fields cut to as much as fits."""
-        limit = self.max_length * CHARACTERS_PER_TOKEN
-        ids = self._ids(_cut(fields, limit))
-        if len(ids) <= self.max_length:
-            return ids
-        # Bisect for how many characters a field may have: `least` fits, `most` does not.
-        least, most = 1, min(limit, max(map(len, fields.values())))
-        ids = self._ids(_cut(fields, least))
-        if len(ids) > self.max_length:
-            raise UserError(
-                f"the pattern {self.pattern!r} leaves no room for text in {self.max_length} "
-                "tokens; raise max_length."
-            )
-        while most - least > 1:
-            middle = (least + most) // 2
-            found = self._ids(_cut(fields, middle))
-            if len(found) <= self.max_length:
-                least, ids = middle, found
-            else:
-                most = middle
-        return ids
 
     def _label_ids(self) -> tuple[int, ...]:
         """First token of each label word as it is encoded in the pattern."""
