@@ -5,7 +5,7 @@ says "Positive" of a bad one. Whether the text it writes is the right word is ye
 gradient leads through it; a search over low-rank modules of the frozen model raises it all the
 same, on reviews that it was not tuned on too.
 
-Takes a few minutes on two CPU cores: `BUDGET` candidates answer 16 reviews each. The model (98 MB)
+`BUDGET` candidates answer 16 reviews each: a few minutes on two CPU cores. The model (98 MB)
 comes from the Python package index on the first run.
 """
 
