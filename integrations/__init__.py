@@ -5,19 +5,30 @@ from integrations.models import load_model
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
 from integrations.ray_workers import RayWorkers
 from integrations.result import TuneResult
-from integrations.tasks import Example, Recipe, Task, load_task
+from integrations.tasks import (
+    ContinuationTask,
+    Example,
+    GenerationTask,
+    Recipe,
+    Task,
+    TextExample,
+    load_task,
+)
 from integrations.tuning import tune
 from integrations.workers import ProcessWorkers
 
 __all__ = [
     "NAIVE",
+    "ContinuationTask",
     "Example",
+    "GenerationTask",
     "PopulationEvaluator",
     "ProcessWorkers",
     "RayWorkers",
     "Recipe",
     "Speedups",
     "Task",
+    "TextExample",
     "TuneResult",
     "UserError",
     "load_model",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from dfo_core import Optimizer
 from dfo_core.serialization import state_digest
 from integrations.population import Speedups
-from integrations.prompts import Encoder, Prompt
+from integrations.prompts import Prompt
 
 # Entries of a configuration that say where the model came from and not what it computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -25,7 +25,7 @@ def fingerprint(
     settings: Mapping[str, Any],
     speedups: Speedups,
     model: PreTrainedModel,
-    encoder: Encoder,
+    encoder: Any,
     optimizers: Mapping[int, Optimizer],
 ) -> dict[str, str]:
     """What must be the same for a run to continue, by name and as text.
@@ -36,14 +36,13 @@ def fingerprint(
         settings: The run's settings. Its budget may change, and its model's name as well.
         speedups: The evaluator's; they can change the last digit of a loss.
         model: The frozen model.
-        encoder: Makes prompts of the task's examples.
+        encoder: Makes prompts of the task's examples; see `integrations.evaluators.make_encoder`.
         optimizers: One a layer, as built; that of the first tuned layer stands for all.
     """
     task = encoder.task
     return {
         **{k: str(v) for k, v in settings.items() if k not in ("budget", "model")},
-        "metric": task.metric,
-        "label tokens": str(encoder.label_ids),
+        **encoder.arguments(),
         "training prompts": prompts_digest(encoder.encode(task.train)),
         "development prompts": prompts_digest(encoder.encode(task.dev)),
         "model configuration": config_digest(model),
@@ -70,8 +69,8 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """A digest of token ids, answer positions and labels."""
-    text = json.dumps([(prompt.ids, prompt.answer, prompt.label) for prompt in prompts])
+    """A digest of token ids, answer positions, labels and what is to follow."""
+    text = json.dumps([(p.ids, p.answer, p.label, p.targets) for p in prompts])
     return _short(hashlib.sha256(text.encode()))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor
 from torch.nn import functional as F
 
-from integrations.errors import unknown
+from integrations.errors import UserError, unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps label logits (..., N, C) of all N examples and labels (N,) to losses (...), float64."""
@@ -76,18 +77,68 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "hinge": hinge, "error": error_r
 LOSS_NAMES = (*LOSSES, "metric")
 
 
-def make_loss(name: str, metric: str) -> Loss:
-    """A loss by name.
+def name_of(function: Any) -> str:
+    """What a callable is called in settings and errors."""
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def loss_name(loss: str | Loss | None, known: Sequence[str]) -> str:
+    """The name of a loss.
 
     Args:
-        name: ``"ce"``, ``"hinge"``, ``"error"``, or ``"metric"`` for minus the metric.
+        loss: A name, a callable, or None for the first of those known.
+        known: The names that the task knows; several if its losses are of label logits.
+
+    Raises:
+        UserError: If the task has no such loss.
+    """
+    if loss is None:
+        return known[0]
+    if callable(loss) and len(known) > 1:
+        return name_of(loss)
+    if loss not in known:
+        if len(known) == 1:
+            raise UserError(
+                f"the task's only loss is {known[0]!r}; got {loss!r}. Leave loss out; what a "
+                "GenerationTask is to be rewarded for is its score."
+            )
+        raise unknown("loss", str(loss), known)
+    return str(loss)
+
+
+def make_loss(name: str | Loss, metric: str) -> Loss:
+    """A loss by name, or one's own.
+
+    Args:
+        name: ``"ce"``, ``"hinge"``, ``"error"``, or ``"metric"`` for minus the metric; or a
+            function of label logits (..., N, C) and labels (N,) that returns losses (...).
         metric: The task's metric, a name in `METRICS`.
 
     Raises:
         UserError: If there is no such loss.
     """
+    if callable(name):
+        return partial(_checked, name)
     if name == "metric":
         return partial(negative_metric, METRICS[metric])
     if name not in LOSSES:
         raise unknown("loss", name, LOSS_NAMES)
     return LOSSES[name]
+
+
+def _checked(function: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """Losses of a user's own function, as float64."""
+    found: Any = function(logits, labels)
+    try:
+        losses = torch.as_tensor(found, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        losses = None
+    expected = tuple(logits.shape[:-2])
+    if losses is None or losses.shape != expected:
+        got = type(found).__name__ if losses is None else f"shape {tuple(losses.shape)}"
+        raise UserError(
+            f"loss {name_of(function)!r} must return one number a candidate, of shape {expected} "
+            f"for label logits of shape {tuple(logits.shape)}; got {got}. Average over the last "
+            "axis, the examples, only."
+        )
+    return losses

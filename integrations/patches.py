@@ -46,7 +46,7 @@ class Patches(ExitStack):
         self.callback(restore)
 
     def add_deltas(self, targets: Sequence[tuple[Target, Factors]]) -> None:
-        """Add one candidate's deltas (P = 1) to the outputs of its targets."""
+        """Add P candidates' deltas to the outputs of their targets, each to its share of rows."""
         for module, members in by_module(targets).items():
             self.after(module, add_deltas(members))
 

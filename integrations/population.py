@@ -16,6 +16,7 @@ The model's own code runs everything that is left: masks, rotary tables, norms a
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ from torch.nn import functional as F
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture, Target
-from integrations.batches import MOST_TOKENS, Layout, make_batches
+from integrations.batches import MOST_TOKENS, Layout, PromptBatch, all_labels, make_batches
 from integrations.lanes import Lanes
 from integrations.memory import plan_memory
-from integrations.metrics import Loss
+from integrations.metrics import METRICS, Loss
+from integrations.objective import Score
 from integrations.packing import can_pack
 from integrations.patches import Patches
 from integrations.prefix import PrefixCache
@@ -80,9 +82,11 @@ class PopulationEvaluator:
         label_ids: Token of each label word.
         pad_id: Token that fills up shorter prompts.
         loss: Loss of the label logits and labels of all prompts.
+        metric: Name in `integrations.metrics.METRICS` of what `score` reports.
         speedups: Which of the five steps to take (default all).
         memory_limit: Most bytes beyond the model's weights, for kept hidden states and what a
             forward pass holds; None lets speed decide.
+        all_logits: Count the memory of the whole vocabulary's logits.
 
     Raises:
         UserError: If the memory limit is too little for the longest prompt.
@@ -96,16 +100,22 @@ class PopulationEvaluator:
         *,
         pad_id: int,
         loss: Loss,
+        metric: str = "accuracy",
         speedups: Speedups = FAST,
         memory_limit: int | None = None,
+        all_logits: bool = False,
     ) -> None:
         device = arch.model.device
         self.arch = arch
         self.loss = loss
         self.speedups = speedups
         self.label_ids = torch.tensor(label_ids, device=device)
-        self.labels = np.array([p.label for p in prompts])
-        plan = plan_memory(arch, prompts, memory_limit, all_logits=not speedups.answer_head)
+        self.metric = METRICS[metric]
+        self.examples = len(prompts)
+        self.labels = np.array(all_labels(prompts))
+        self.width = len(label_ids)
+        all_logits = all_logits or not speedups.answer_head
+        plan = plan_memory(arch, prompts, memory_limit, all_logits=all_logits)
         layout = self._layout(max(len(prompt.ids) for prompt in prompts))
         self.batches = make_batches(
             prompts,
@@ -114,11 +124,14 @@ class PopulationEvaluator:
             device,
             layout=layout,
             first_position=arch.family.reserved_positions,
-            max_tokens=min(MOST_TOKENS[layout], plan.pass_tokens),
+            max_tokens=min(MOST_TOKENS[layout], plan.pass_tokens, self._most_answers()),
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
-        self._most_candidates = plan.pass_tokens // max(b.ids.numel() for b in self.batches)
+        self._most_candidates = min(
+            plan.pass_tokens // max(batch.ids.numel() for batch in self.batches),
+            max(1, self._most_answers() // max(map(len, self.batches))),
+        )
         self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes)
         self._lanes = Lanes(arch)
 
@@ -149,7 +162,7 @@ class PopulationEvaluator:
                 self._prefix.prepare(number, layer, adapter)
         shared = [SharedBase() for _ in self.batches]
         # Label logits are few, and a loss may look at all of them at once.
-        logits = torch.empty(count, len(self.labels), len(self.label_ids))
+        logits = torch.empty(count, len(self.labels), self.width)
 
         @torch.inference_mode()  # which holds for the thread that it is called in
         def run(arch: Architecture, piece: int) -> None:
@@ -195,7 +208,7 @@ class PopulationEvaluator:
             progress: Called with the number of prompts done and of all.
         """
         done = 0
-        out = np.empty((len(self.labels), len(self.label_ids)), dtype=np.float32)
+        out = np.empty((len(self.labels), self.width), dtype=np.float32)
         for number, batch in enumerate(self.batches):
             logits = self._logits(
                 self.arch, number, len(self.arch.layers), {}, adapter, SharedBase()
@@ -210,6 +223,13 @@ class PopulationEvaluator:
         """Loss with the deltas in place."""
         logits = torch.from_numpy(self.logits(adapter))
         return float(self.loss(logits, torch.from_numpy(self.labels)))
+
+    def score(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> Score:
+        """Metric and loss with the deltas in place; see `integrations.objective.Evaluator`."""
+        logits = self.logits(adapter, progress)
+        loss = float(self.loss(torch.from_numpy(logits), torch.from_numpy(self.labels)))
+        score = float(self.metric(self.labels, logits.argmax(axis=1)))
+        return Score(score, loss, self.examples)
 
     def _logits(
         self,
@@ -240,21 +260,30 @@ class PopulationEvaluator:
                     shared if self.speedups.shared_base else None,
                     batch.rows,
                 )
-            output = arch.output if self.speedups.answer_head else None
             if self.speedups.answer_head:
                 for first, last in arch.tail:
                     patches.before(first, batch.at_answers)
                     patches.after(last, lambda _, y: batch.put_back(y))
                 patches.before(arch.head, batch.at_answers)
-            if output is not None:
-                _keep_label_words(patches, output, self.label_ids)
+            self._cut_head(patches, arch)
             logits = batch.run(arch.model, copies).logits
         if not self.speedups.answer_head:
             logits = batch.at_answers(logits)
-        if output is None:
-            logits = logits[..., self.label_ids]
-        by_candidate: Tensor = logits.float().view(copies, len(batch), -1)
-        return by_candidate
+        return self._read(logits.view(copies, len(batch), -1), batch)
+
+    def _most_answers(self) -> int:
+        """Most answers in one forward pass, for the memory that the head's output takes."""
+        return sys.maxsize
+
+    def _cut_head(self, patches: Patches, arch: Architecture) -> None:
+        """Let the head of the model, or of a replica, compute what `_read` needs and no more."""
+        if self.speedups.answer_head and arch.output is not None:
+            _keep_label_words(patches, arch.output, self.label_ids)
+
+    def _read(self, logits: Tensor, batch: PromptBatch) -> Tensor:
+        """What is kept (P, N, C) of the head's output (P, N, width) at the answers."""
+        cut = self.speedups.answer_head and self.arch.output is not None
+        return (logits if cut else logits[..., self.label_ids]).float()
 
     def _measure_block_size(self, candidates: LayerFactors, adapter: Adapter) -> int:
         """Candidates a forward pass that take the least time each, at the middle layer.

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import Kind, family_of
 from integrations.errors import UserError
+from integrations.metrics import LOSS_NAMES
 from integrations.tasks.example import Example
 from integrations.tasks.task import MASK, Task, pattern_fields
 
@@ -22,13 +23,27 @@ SENTINEL = "<extra_id_0>"
 CHARACTERS_PER_TOKEN = 32
 
 
-def longest_prompt(model: PreTrainedModel) -> int:
-    """Tokens a prompt may have: 512, or fewer if the model has fewer positions."""
+def longest_prompt(model: PreTrainedModel, new_tokens: int = 0) -> int:
+    """Tokens a prompt may have: 512, or fewer if the model has fewer positions.
+
+    Args:
+        model: The model.
+        new_tokens: Tokens that are to follow the prompt.
+
+    Raises:
+        UserError: If so many tokens leave no position for a prompt.
+    """
     config = getattr(model.config, "text_config", model.config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:  # relative positions only
         return MAX_LENGTH
-    return int(min(MAX_LENGTH, positions - family_of(model.config.model_type).reserved_positions))
+    free = positions - family_of(model.config.model_type).reserved_positions - new_tokens
+    if free < 1:
+        raise UserError(
+            f"{new_tokens} new tokens leave no room for a prompt in the model's {positions} "
+            "positions; lower max_new_tokens."
+        )
+    return int(min(MAX_LENGTH, free))
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,8 @@ class Encoder(PatternEncoder):
         UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, a
             label word is unknown to it, or two label words begin with the same token.
     """
+
+    losses = LOSS_NAMES
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ import torch
 from dfo_core.validation import FloatArray
 from integrations.adapter import Adapter
 from integrations.errors import UserError
-from integrations.population import PopulationEvaluator
+from integrations.objective import Evaluator
 from integrations.spaces import LayerFactors, LayerSpace
 
 P = ParamSpec("P")
@@ -60,7 +60,7 @@ class Replica:
         spaces: Each layer's search space.
     """
 
-    def __init__(self, evaluator: PopulationEvaluator, spaces: Sequence[LayerSpace]) -> None:
+    def __init__(self, evaluator: Evaluator, spaces: Sequence[LayerSpace]) -> None:
         self.evaluator = evaluator
         self.spaces = spaces
         self.adapter = Adapter(evaluator.arch)

@@ -13,14 +13,17 @@ from huggingface_hub import HfApi
 from integrations.adapter import Adapter
 from integrations.errors import UserError
 from integrations.files import replace_file
+from integrations.generation import GenerationEvaluator
 from integrations.history import History
+from integrations.metrics import Loss
 from integrations.model_card import CARD, model_card
+from integrations.patches import evaluating
 from integrations.peft_format import save_adapter
 from integrations.plots import plot_history
-from integrations.prompts import Encoder
 from integrations.run_file import RunRecord
 from integrations.scoring import Score, Scorer
-from integrations.tasks import Example
+from integrations.tasks import TextExample
+from integrations.text_prompts import GenerationEncoder
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,21 @@ class TuneResult:
         tested: Scores on the task's test set so far, by name: ``"zero-shot"`` for the frozen
             model, ``"tuned"`` for the deltas.
         lost_workers: Workers that died; others did their work.
+        loss: The run's loss as `tune` was given it; None for the task's own.
     """
 
     adapter: Adapter
     history: History
-    encoder: Encoder
+    encoder: Any
     settings: Mapping[str, Any]
     stopped: str
     tested: dict[str, Score] = field(default_factory=dict)
     lost_workers: int = 0
+    loss: str | Loss | None = None
 
     def test(
         self,
-        examples: Sequence[Example] | None = None,
+        examples: Sequence[Any] | None = None,
         *,
         frozen: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -63,17 +68,40 @@ class TuneResult:
         Raises:
             UserError: If there are no examples.
         """
-        given = examples
-        examples = self.encoder.task.test if given is None else given
-        if not examples:
-            raise UserError(
-                f"task {self.encoder.task.name!r} has no test examples; pass some to test()."
-            )
-        scorer = Scorer(self.adapter.arch, self.encoder, examples, self.settings["loss"])
+        scorer = Scorer(self.adapter.arch, self.encoder, self._or_test(examples), self.loss)
         score = scorer(None if frozen else self.adapter, progress)
-        if given is None:
+        if examples is None:
             self.tested["zero-shot" if frozen else "tuned"] = score
         return score
+
+    def answers(
+        self, examples: Sequence[TextExample] | None = None, *, frozen: bool = False
+    ) -> list[str]:
+        """What the model writes with the deltas; for generation tasks.
+
+        Args:
+            examples: What to answer; None for the task's test set.
+            frozen: Answer without the deltas, for comparison.
+
+        Raises:
+            UserError: If the task is no generation task, or there are no examples.
+        """
+        task, arch = self.encoder.task, self.adapter.arch
+        if not isinstance(self.encoder, GenerationEncoder):
+            raise UserError(
+                f"only a GenerationTask is answered by text; {task.name!r} is a "
+                f"{type(task).__name__}. test() scores it."
+            )
+        evaluator = GenerationEvaluator(arch, self.encoder, self._or_test(examples))
+        with evaluating(arch.model):
+            return evaluator.answers(Adapter(arch) if frozen else self.adapter)
+
+    def _or_test(self, examples: Sequence[Any] | None) -> Sequence[Any]:
+        task = self.encoder.task
+        examples = task.test if examples is None else examples
+        if not examples:
+            raise UserError(f"task {task.name!r} has no test examples; pass some to test().")
+        return examples
 
     def save(self, folder: str | Path, *, command: str | None = None) -> Path:
         """Write the deltas as a PEFT adapter, with the run's settings and history beside it.

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
-from integrations.metrics import METRICS, make_loss
+from integrations.evaluators import make_evaluator
+from integrations.metrics import Loss
+from integrations.objective import Score
 from integrations.patches import evaluating
-from integrations.population import PopulationEvaluator
-from integrations.prompts import Encoder
-from integrations.tasks import Example
 
-
-@dataclass(frozen=True)
-class Score:
-    """Result on a set of examples.
-
-    Attributes:
-        score: The task's metric, higher is better.
-        loss: The loss on all of them.
-        examples: How many examples there were.
-    """
-
-    score: float
-    loss: float
-    examples: int
+__all__ = ["Score", "Scorer"]
 
 
 class Scorer:
@@ -36,24 +20,20 @@ class Scorer:
 
     Args:
         arch: The frozen model.
-        encoder: Makes prompts of the examples.
+        encoder: Makes prompts of the examples; see `integrations.evaluators.make_encoder`.
         examples: What is scored; at least one.
-        loss: Name in `integrations.metrics.LOSS_NAMES`.
+        loss: As in `tune`.
     """
 
     def __init__(
-        self, arch: Architecture, encoder: Encoder, examples: Sequence[Example], loss: str = "ce"
+        self,
+        arch: Architecture,
+        encoder: Any,
+        examples: Sequence[Any],
+        loss: str | Loss | None = None,
     ) -> None:
         self.arch = arch
-        self.metric = METRICS[encoder.task.metric]
-        self.loss = make_loss(loss, encoder.task.metric)
-        self.evaluator = PopulationEvaluator(
-            arch,
-            encoder.encode(examples),
-            encoder.label_ids,
-            pad_id=encoder.pad_id,
-            loss=self.loss,
-        )
+        self.evaluator = make_evaluator(encoder, arch, examples, loss)
 
     def __call__(
         self, adapter: Adapter | None = None, progress: Callable[[int, int], None] | None = None
@@ -65,7 +45,4 @@ class Scorer:
             progress: Called with the number of examples done and of all.
         """
         with evaluating(self.arch.model):
-            logits = self.evaluator.logits(adapter or Adapter(self.arch), progress)
-        labels = self.evaluator.labels
-        loss = float(self.loss(torch.from_numpy(logits), torch.from_numpy(labels)))
-        return Score(float(self.metric(labels, logits.argmax(axis=1))), loss, len(labels))
+            return self.evaluator.score(adapter or Adapter(self.arch), progress)

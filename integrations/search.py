@@ -10,7 +10,7 @@ import numpy as np
 from dfo_core import Optimizer
 from dfo_core.validation import FloatArray
 from integrations.adapter import Adapter
-from integrations.population import PopulationEvaluator
+from integrations.objective import Evaluator
 from integrations.schedule import Schedule
 from integrations.spaces import LayerFactors, LayerSpace
 
@@ -67,7 +67,7 @@ class LayerwiseSearch:
 
     def __init__(
         self,
-        evaluator: PopulationEvaluator,
+        evaluator: Evaluator,
         spaces: Sequence[LayerSpace],
         optimizers: Mapping[int, Optimizer],
         schedule: Schedule,

@@ -17,21 +17,21 @@ from dfo_core.validation import FloatArray
 from integrations.architectures import describe
 from integrations.callbacks import Callback, Progress, as_callback
 from integrations.checkpoint import Checkpoint, CheckpointWarning, RunState, require_state
-from integrations.errors import UserError, unknown
+from integrations.errors import UserError
+from integrations.evaluators import make_encoder, make_evaluator
 from integrations.fingerprint import fingerprint
 from integrations.history import DevScore, History
-from integrations.metrics import LOSS_NAMES, make_loss
+from integrations.metrics import Loss, loss_name
 from integrations.models import load_model
 from integrations.optimizers import make_optimizers, optimizer_name
 from integrations.patches import evaluating
-from integrations.population import FAST, PopulationEvaluator, Speedups
-from integrations.prompts import Encoder, longest_prompt
+from integrations.population import FAST, Speedups
 from integrations.result import TuneResult
 from integrations.schedule import choose_layers, make_schedule
 from integrations.scoring import Scorer
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
-from integrations.tasks import Task, load_task
+from integrations.tasks import ContinuationTask, GenerationTask, Task, load_task
 from integrations.workers import Fleet, Workers, as_workers
 
 MOST = 2**63  # what generators and counters take
@@ -39,7 +39,7 @@ MOST = 2**63  # what generators and counters take
 
 def tune(
     model: PreTrainedModel | str,
-    task: Task | str,
+    task: Task | GenerationTask | ContinuationTask | str,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     optimizer: Any = "lotfwa",
@@ -50,7 +50,7 @@ def tune(
     budget: int = 6000,
     popsize: int | None = None,
     schedule: str = "generation-major",
-    loss: str = "ce",
+    loss: str | Loss | None = None,
     init: str = "calibrated",
     init_std: float | None = None,
     dev_every: int = 50,
@@ -76,8 +76,10 @@ def tune(
 
     Args:
         model: A model with its language head, or what `load_model` takes.
-        task: A task with training and development examples, or the name of a built-in one, whose
-            16-shot splits are then drawn from the Hub's data with `seed`.
+        task: A task with training and development examples, answered by a label word (`Task`), by
+            text that is scored (`GenerationTask`) or by text that is to be likely
+            (`ContinuationTask`); or the name of a built-in one, whose 16-shot splits are then
+            drawn from the Hub's data with `seed`.
         tokenizer: The model's tokenizer; None loads it from where the model came from.
         optimizer: ``"lotfwa"``, ``"cma-es"`` or whatever else `dfo_core.as_optimizer` takes: a
             name, a factory f(dim, seed), or an object with ask and tell, which is copied for each
@@ -91,8 +93,11 @@ def tune(
         budget: Candidates to evaluate, each on the whole training set.
         popsize: Candidates a generation; None for `optimizers.POPSIZES`.
         schedule: ``"generation-major"``, one generation a layer in turn, or ``"block"``.
-        loss: ``"ce"`` (cross-entropy over the label words), ``"hinge"`` (margin 2), ``"error"``
-            (share of wrong answers) or ``"metric"`` (minus the task's metric).
+        loss: Of a task with label words: ``"ce"`` (cross-entropy over them; the default),
+            ``"hinge"`` (margin 2), ``"error"`` (share of wrong answers), ``"metric"`` (minus the
+            task's metric), or a function of label logits (..., N, C) and labels (N,) that returns
+            losses (...). Other tasks have one loss only, and take None: minus the score of what is
+            generated, or the mean negative log-likelihood of the references.
         init: How the projections are scaled: ``"calibrated"``, ``"paper"``, ``"reference-code"``
             or ``"normal"``; see `integrations.spaces.make_spaces`.
         init_std: The scale that `init` speaks of; None for `integrations.spaces.INIT_STD`.
@@ -150,21 +155,14 @@ def tune(
     if memory_limit is not None:
         memory_limit = _whole("memory_limit", memory_limit, 1)
     listener = as_callback(callback)
-    if loss not in LOSS_NAMES:
-        raise unknown("loss", loss, LOSS_NAMES)
     plan = make_schedule(schedule, chosen)
     optimizers = make_optimizers(optimizer, chosen, dim, seed, budget, popsize)
     if checkpoint is not None:
         require_state(optimizers, optimizer_name(optimizer))
     if isinstance(task, str):
         task = load_task(task, seed=seed)
+    encoder = make_encoder(task, arch, tokenizer or _tokenizer_of(model), max_length)
     _check_task(task)
-    encoder = Encoder(
-        task,
-        tokenizer or _tokenizer_of(model),
-        arch.kind,
-        longest_prompt(model) if max_length is None else max_length,
-    )
     settings = {
         "model": model.name_or_path,
         "task": task.name,
@@ -176,7 +174,7 @@ def tune(
         "budget": budget,
         "popsize": popsize,
         "schedule": schedule,
-        "loss": loss,
+        "loss": loss_name(loss, encoder.losses),
         "init": init,
         "init_std": init_std,
         "dev_every": dev_every,
@@ -192,15 +190,7 @@ def tune(
         state = saved.load() if resume else None
     started = time.perf_counter()
     with evaluating(model), ExitStack() as stack:
-        evaluator = PopulationEvaluator(
-            arch,
-            encoder.encode(task.train),
-            encoder.label_ids,
-            pad_id=encoder.pad_id,
-            loss=make_loss(loss, task.metric),
-            speedups=speedups,
-            memory_limit=memory_limit,
-        )
+        evaluator = make_evaluator(encoder, arch, task.train, loss, speedups, memory_limit)
         spaces = make_spaces(
             arch, evaluator.batches, rank=rank, dim=dim, init=init, std=init_std, seed=seed
         )
@@ -229,6 +219,7 @@ def tune(
         settings=settings | {"block_size": evaluator.block_size},
         stopped=stopped,
         lost_workers=0 if fleet is None else fleet.lost,
+        loss=loss,
     )
 
 
@@ -360,7 +351,7 @@ def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _check_task(task: Task) -> None:
+def _check_task(task: Task | GenerationTask | ContinuationTask) -> None:
     for split in ("train", "dev"):
         if not getattr(task, split):
             raise UserError(

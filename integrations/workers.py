@@ -30,7 +30,7 @@ import torch
 
 from dfo_core.validation import FloatArray
 from integrations.errors import UserError
-from integrations.population import PopulationEvaluator
+from integrations.objective import Evaluator
 from integrations.replica import Replica, Share, WorkerError, with_traceback
 from integrations.spaces import LayerSpace
 
@@ -93,7 +93,7 @@ class Fleet:
     """
 
     def __init__(
-        self, workers: Workers, evaluator: PopulationEvaluator, spaces: Sequence[LayerSpace]
+        self, workers: Workers, evaluator: Evaluator, spaces: Sequence[LayerSpace]
     ) -> None:
         self.workers = workers
         self.lost = 0

@@ -4,5 +4,16 @@ from integrations.tasks.builtin import HUB_NAMES, TASKS, Recipe
 from integrations.tasks.example import Example
 from integrations.tasks.loading import load_task
 from integrations.tasks.task import Task
+from integrations.tasks.text import ContinuationTask, GenerationTask, TextExample
 
-__all__ = ["HUB_NAMES", "TASKS", "Example", "Recipe", "Task", "load_task"]
+__all__ = [
+    "HUB_NAMES",
+    "TASKS",
+    "ContinuationTask",
+    "Example",
+    "GenerationTask",
+    "Recipe",
+    "Task",
+    "TextExample",
+    "load_task",
+]

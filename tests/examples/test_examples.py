@@ -32,3 +32,9 @@ def test_sklearn_hyperparameters():
     pytest.importorskip("sklearn")
     default, tuned = importlib.import_module("sklearn_hyperparameters").main(budget=24)
     assert tuned <= default
+
+
+@pytest.mark.slow
+def test_metric_without_gradient_rises():
+    before, after = importlib.import_module("metric_without_gradient").main(budget=20)
+    assert after > before

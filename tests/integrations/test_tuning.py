@@ -460,3 +460,44 @@ def test_a_run_without_any_finite_loss_is_saved_as_json(run, tmp_path, monkeypat
     record = json.loads((tmp_path / "dfo_lora.json").read_text(), parse_constant=refuse)
     assert History.from_dict(record["history"]) == result.history
     assert result.history.invalid == 10
+
+
+# -- losses of one's own ---------------------------------------------------------------------------
+
+
+def brier(logits, labels):
+    """Squared distance of the label words' probabilities from the truth, (...)."""
+    truth = torch.nn.functional.one_hot(labels, logits.shape[-1])
+    return (logits.softmax(dim=-1) - truth).square().sum(dim=-1).mean(dim=-1)
+
+
+def test_a_function_as_the_loss(run, toy_task):
+    """Independently: the frozen model prompt by prompt."""
+    result = run(loss=brier)
+    first, last = result.history.scores[0], result.history.scores[-1]
+    prompts = result.encoder.encode(toy_task.train)
+    logits = label_logits(result.adapter.arch.model, prompts, result.encoder.label_ids)
+    expected = brier(logits, torch.tensor([prompt.label for prompt in prompts])).item()
+    assert first.train_loss == pytest.approx(expected, abs=1e-5)
+    assert last.train_loss < first.train_loss
+    assert result.settings["loss"] == "brier"
+    assert result.test(toy_task.train, frozen=True).loss == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [
+        (lambda logits, labels: logits.mean(dim=-1), r"shape \(16,\)|shape \(8,\)"),
+        (lambda logits, labels: "low", "str"),
+        (lambda logits, labels: None, "NoneType"),
+    ],
+)
+def test_a_function_that_returns_no_losses(run, loss, got):
+    with pytest.raises(UserError, match=f"must return one number a candidate.*got ({got})"):
+        run(loss=loss)
+
+
+def test_a_function_is_no_loss_of_a_checkpoint_with_another(run, tmp_path):
+    run(loss=brier, checkpoint=tmp_path)
+    with pytest.raises(UserError, match=r"what differs: loss \(there brier, here ce\)"):
+        run(checkpoint=tmp_path)

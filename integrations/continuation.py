@@ -1,0 +1,80 @@
+"""Log-likelihoods of reference continuations, for many candidates of one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from integrations.adapter import Adapter
+from integrations.architectures import Architecture
+from integrations.batches import PromptBatch
+from integrations.objective import Score
+from integrations.patches import Patches
+from integrations.population import FAST, PopulationEvaluator, Speedups
+from integrations.prompts import Prompt
+
+MOST_LOGITS = 1 << 26
+"""Logits of the whole vocabulary in one forward pass, 256 MiB in float32."""
+
+
+class ContinuationEvaluator(PopulationEvaluator):
+    """Evaluates candidates by the mean negative log-likelihood of the tokens that are to follow.
+
+    All that makes label words fast holds here as well, the answers being all the positions that
+    predict a token of a continuation; only the head computes the whole vocabulary there.
+
+    Args:
+        arch: The frozen model.
+        prompts: Prompts with the tokens that are to follow.
+        pad_id: Token that fills up shorter prompts.
+        speedups: Which of the five steps to take (default all).
+        memory_limit: As in `PopulationEvaluator`.
+
+    Raises:
+        UserError: If the memory limit is too little for the longest prompt.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        prompts: Sequence[Prompt],
+        *,
+        pad_id: int,
+        speedups: Speedups = FAST,
+        memory_limit: int | None = None,
+    ) -> None:
+        super().__init__(
+            arch,
+            prompts,
+            label_ids=(0,),  # one number is kept for each answer
+            pad_id=pad_id,
+            loss=_mean_nll,
+            speedups=speedups,
+            memory_limit=memory_limit,
+            all_logits=True,
+        )
+
+    def score(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> Score:
+        """Minus the loss, and the loss; its exponential is the perplexity."""
+        log_likelihoods = torch.from_numpy(self.logits(adapter, progress))
+        loss = float(_mean_nll(log_likelihoods))
+        return Score(-loss, loss, self.examples)
+
+    def _most_answers(self) -> int:
+        vocabulary = int(self.arch.model.config.get_text_config().vocab_size)
+        return max(1, MOST_LOGITS // vocabulary)
+
+    def _cut_head(self, patches: Patches, arch: Architecture) -> None:
+        """The head computes the whole vocabulary."""
+
+    def _read(self, logits: Tensor, batch: PromptBatch) -> Tensor:
+        """Log-likelihood of each token that is to follow, (P, N, 1)."""
+        index = batch.labels.expand(logits.shape[:-1]).unsqueeze(-1)
+        return logits.float().log_softmax(dim=-1).gather(-1, index)
+
+
+def _mean_nll(log_likelihoods: Tensor, _: Tensor | None = None) -> Tensor:
+    """Mean over all tokens (..., N, 1), which makes long continuations weigh more, (...)."""
+    return -log_likelihoods.squeeze(-1).double().mean(dim=-1)

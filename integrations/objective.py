@@ -1,0 +1,85 @@
+"""What an objective has to offer, so that `tune` can lower its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from integrations.adapter import Adapter
+from integrations.architectures import Architecture
+from integrations.batches import PromptBatch
+from integrations.spaces import LayerFactors
+
+
+@dataclass(frozen=True)
+class Score:
+    """Result on a set of examples.
+
+    Attributes:
+        score: The task's metric, higher is better.
+        loss: The loss on all of them.
+        examples: How many examples there were.
+    """
+
+    score: float
+    loss: float
+    examples: int
+
+
+class Evaluator(Protocol):
+    """Says how good deltas are on a fixed set of examples.
+
+    Attributes:
+        arch: The frozen model.
+        block_size: Candidates in one forward pass; None if it is still to be measured. A run that
+            goes on sets it to what it was.
+    """
+
+    arch: Architecture
+    block_size: int | None
+
+    @property
+    def batches(self) -> Sequence[PromptBatch]:
+        """The examples' prompts, on which the size of the deltas is calibrated."""
+
+    @property
+    def pass_size(self) -> int:
+        """Candidates in one forward pass, once that is chosen."""
+
+    def choose_block_size(
+        self, candidates: LayerFactors, adapter: Adapter, workers: int = 1
+    ) -> None:
+        """Choose how many candidates go into a forward pass, unless that is known.
+
+        Args:
+            candidates: Factors of P candidates.
+            adapter: The deltas in place.
+            workers: Who share the candidates out; no block is larger than a share.
+        """
+
+    def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
+        """Loss of each candidate for one layer, the others as they are in place.
+
+        Args:
+            layer: Index of the layer whose deltas the candidates replace.
+            candidates: Factors of P candidates for each of the layer's targets.
+            adapter: The deltas in place in all layers.
+
+        Returns:
+            (P,) float64 losses, lower is better; one that is not finite ranks worst.
+        """
+
+    def loss_in_place(self, adapter: Adapter) -> float:
+        """Loss with the deltas in place."""
+
+    def score(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> Score:
+        """Metric and loss with the deltas in place.
+
+        Args:
+            adapter: The deltas.
+            progress: Called with how many of the examples, or of their tokens, are done, and of
+                how many.
+        """
