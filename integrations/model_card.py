@@ -24,7 +24,7 @@ _AUTO = {"causal": "CausalLM", "masked": "MaskedLM", "seq2seq": "Seq2SeqLM"}
 
 def model_card(
     settings: Mapping[str, Any],
-    task: Task,
+    task: Any,
     kind: Kind,
     history: History,
     test: Mapping[str, Score],
@@ -37,7 +37,7 @@ def model_card(
 
     Args:
         settings: The run's settings by the names of `tune`'s arguments.
-        task: The run's task.
+        task: The run's task, of any kind.
         kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
         history: The course of the run.
         test: Test scores by name; empty if the test set was not scored.
@@ -50,7 +50,8 @@ def model_card(
         **({"base_model": hub_name} if hub_name else {}),
         "tags": ["lora", "dfo-lora", "derivative-free-optimization", f"arxiv:{PAPER}"],
     }
-    counts = ", ".join(f"{len(getattr(task, split))} {split}" for split in ("train", "dev", "test"))
+    sizes = {split: len(getattr(task, split, ())) for split in ("train", "dev", "test")}
+    counts = ", ".join(f"{size} {split}" for split, size in sizes.items())
     first, best = history.scores[0], history.best
     rows: list[tuple[str, str, DevScore | Score]]
     rows = [("dev", "zero-shot", first), ("dev", "tuned", best)]
@@ -65,7 +66,6 @@ def model_card(
     else:
         made = f"```sh\n{command}\n```"
     auto = f"AutoModelFor{_AUTO[kind]}"
-    words = ", ".join(f"`{word}`" for word in task.label_words)
     return f"""\
 ---
 {yaml.safe_dump(header, sort_keys=False).strip()}
@@ -78,7 +78,7 @@ dfo-lora, after Jin, Liu & Tan, *Derivative-Free Optimization for Low-Rank Adapt
 Language Models* ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})).
 
 - Task: {task.name}; {counts} examples; seed {settings["seed"]}
-- Prompt: `{task.pattern(kind)}`; answers in the order of the labels: {words}
+{_prompt(task, kind)}
 - Deltas: rank {settings["rank"]} on {", ".join(settings["targets"])}; tuned layers \
 {", ".join(map(str, settings["layers"]))}
 - {history.scores[-1].evaluations} evaluations; these deltas were chosen on the development \
@@ -102,6 +102,15 @@ model = PeftModel.from_pretrained(model, "this folder, or its name on the Hub")
 
 {made}
 """
+
+
+def _prompt(task: Any, kind: Kind) -> str:
+    """What the model is asked, if the task says so."""
+    if isinstance(task, Task):
+        words = ", ".join(f"`{word}`" for word in task.label_words)
+        return f"- Prompt: `{task.pattern(kind)!r}`; answers in the order of the labels: {words}"
+    pattern = getattr(task, "pattern", None)
+    return f"- Task of kind {type(task).__name__}" + (f"; prompt: `{pattern!r}`" if pattern else "")
 
 
 def base_model(name: str) -> str | None:

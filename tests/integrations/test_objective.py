@@ -53,7 +53,7 @@ class UniformEvaluator:
         largest = []
         for batch in self.batches:
             with Patches() as patches:
-                patches.add_deltas(adapter.deltas(0, len(self.arch.layers)))
+                patches.add_deltas(adapter.deltas(self.arch, 0, len(self.arch.layers)))
                 logits = batch.at_answers(batch.run(self.arch.model).logits)
             largest += logits.softmax(dim=-1).amax(dim=-1).flatten().tolist()
         return float(np.mean(largest))
@@ -76,7 +76,7 @@ def _(task: UniformTask, arch, tokenizer, max_length):
 
 
 @make_evaluator.register
-def _(encoder: UniformEncoder, arch, examples, loss, speedups=None):
+def _(encoder: UniformEncoder, arch, examples, loss, speedups=None, memory_limit=None):
     return UniformEvaluator(arch, encoder.encode(examples))
 
 
