@@ -151,4 +151,9 @@ def test_without_a_command_the_help_is_shown(dfo_lora):
 
 def test_ctrl_c_is_one_word(dfo_lora, monkeypatch):
     monkeypatch.setattr(cli.tools, "environment", lambda: signal.raise_signal(signal.SIGINT))
-    assert dfo_lora("info") == (130, "", "interrupted\n")
+    # Libraries that other tests import put handlers of their own in place.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert dfo_lora("info") == (130, "", "interrupted\n")
+    finally:
+        signal.signal(signal.SIGINT, before)
