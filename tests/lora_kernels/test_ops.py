@@ -67,7 +67,9 @@ def test_compile(backend):
     """One graph without breaks, and the same numbers."""
     compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     compiled = torch.compile(_layer, backend=compiler, fullgraph=True)
-    torch.testing.assert_close(compiled(Z, X, BASE, backend), _layer(Z, X, BASE, backend))
+    # The compiler takes the sum over v in another order.
+    found, expected = compiled(Z, X, BASE, backend), _layer(Z, X, BASE, backend)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_compile_around_triton(interpreter):
