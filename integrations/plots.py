@@ -30,7 +30,7 @@ def plot_history(
     Raises:
         UserError: If matplotlib is missing or doesn't know the suffix.
     """
-    figure = _figure(figsize=(7, 6))
+    figure = new_figure(figsize=(7, 6))
     above, below = figure.subplots(2, 1, sharex=True)
     evaluations = [score.evaluations for score in history.scores]
     above.step(*_train_losses(history), where="post", label="train, in place")
@@ -50,7 +50,7 @@ def plot_history(
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_runs(histories: Mapping[str, History], path: str | Path, *, metric: str) -> None:
@@ -64,7 +64,7 @@ def plot_runs(histories: Mapping[str, History], path: str | Path, *, metric: str
     Raises:
         UserError: If matplotlib is missing or doesn't know the suffix.
     """
-    figure = _figure(figsize=(10, 6))
+    figure = new_figure(figsize=(10, 6))
     grid = figure.subplots(2, 2, sharex="col", sharey="row")
     (loss_by_count, loss_by_time), (score_by_count, score_by_time) = grid
     for i, (name, history) in enumerate(histories.items()):
@@ -88,10 +88,15 @@ def plot_runs(histories: Mapping[str, History], path: str | Path, *, metric: str
     for axes in grid.flat:
         axes.grid(alpha=0.3)
     loss_by_time.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(**settings: Any) -> Any:
+def new_figure(**settings: Any) -> Any:
+    """An empty matplotlib figure.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -105,7 +110,12 @@ def _train_losses(history: History) -> tuple[list[int], list[float]]:
     return steps, [history.scores[0].train_loss, *(visit.loss for visit in history.visits)]
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure; the path's suffix says which format.
+
+    Raises:
+        UserError: If matplotlib doesn't know the suffix or the file cannot be written.
+    """
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

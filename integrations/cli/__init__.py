@@ -12,6 +12,7 @@ import typer
 from transformers.utils import logging as transformers_logging
 
 from integrations.checkpoint import CheckpointWarning
+from integrations.cli.comparison import compare
 from integrations.cli.evaluation import bench, evaluate
 from integrations.cli.tools import export, info, plot
 from integrations.cli.tuning import demo, tune
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(tune)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(export)
 app.command()(plot)
 app.command()(bench)

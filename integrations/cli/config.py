@@ -23,7 +23,7 @@ from integrations.errors import UserError, unknown
 from integrations.files import replace_file
 
 CONFIG_FILE = "config.yaml"
-COMMANDS = ("tune", "eval")
+COMMANDS = ("tune", "eval", "compare")
 """The commands that take a file. One file serves both, so each leaves the other's options aside."""
 
 _NOT_OF_THE_RUN = {"config", "help", "out", "overwrite", "json", "tensorboard"}

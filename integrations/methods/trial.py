@@ -59,6 +59,7 @@ class Trial:
         seconds: Most wall time for learning, looks at the development set included; None for no
             limit.
         dev_every: Passes over the training set between looks at the development set.
+        marks: Shares of budget or time after which `fit` keeps what is chosen by then, rising.
         scores: One record a look, the first before any step.
         started: When learning began, as `time.perf_counter` counts.
     """
@@ -69,6 +70,7 @@ class Trial:
     budget: float | None
     seconds: float | None
     dev_every: float
+    marks: tuple[float, ...] = ()
     scores: list[DevScore] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
@@ -77,10 +79,10 @@ class Trial:
         """Seconds since learning began."""
         return time.perf_counter() - self.started
 
-    def spent(self, evaluations: float) -> bool:
-        """Whether budget or time is used up."""
-        return (self.budget is not None and evaluations >= self.budget) or (
-            self.seconds is not None and self.elapsed >= self.seconds
+    def spent(self, evaluations: float, share: float = 1.0) -> bool:
+        """Whether a share of the budget or of the time is used up, whichever is first."""
+        return (self.budget is not None and evaluations >= share * self.budget) or (
+            self.seconds is not None and self.elapsed >= share * self.seconds
         )
 
     def due(self, evaluations: float) -> bool:
@@ -118,21 +120,32 @@ class Trial:
         return Score(float(score), float(loss), len(examples))
 
 
-def fit(trial: Trial, learner: Learner) -> None:
+def fit(trial: Trial, learner: Learner) -> list[Any]:
     """Let a learner work until it has nothing left to do, or budget or time is used up.
 
     What did best on the development set is in place afterwards.
+
+    Returns:
+        For each of ``trial.marks``, the learner's state that was the best then.
     """
     chosen = learner.state()
     trial.look(0, np.nan, learner.logits)
-    while not trial.spent(learner.evaluations):
+    marked: list[Any] = []
+    more = True
+    while more and not trial.spent(learner.evaluations):
         loss = learner.step()
-        last = loss is None or trial.spent(learner.evaluations)
-        new = learner.evaluations > trial.scores[-1].evaluations
-        if (new and (last or trial.due(learner.evaluations))) and trial.look(
-            learner.evaluations, np.nan if loss is None else loss, learner.logits
+        while len(marked) < len(trial.marks) and trial.spent(
+            learner.evaluations, trial.marks[len(marked)]
         ):
-            chosen = learner.state()
-        if loss is None:
-            break
+            marked.append(chosen)
+        more = loss is not None
+        last = not more or trial.spent(learner.evaluations)
+        new = learner.evaluations > trial.scores[-1].evaluations
+        if new and (last or trial.due(learner.evaluations)):
+            better = trial.look(
+                learner.evaluations, np.nan if loss is None else loss, learner.logits
+            )
+            if better:
+                chosen = learner.state()
     learner.restore(chosen)
+    return marked + [chosen] * (len(trial.marks) - len(marked))

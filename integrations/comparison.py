@@ -1,0 +1,311 @@
+"""Methods side by side: each on the same few-shot splits, with the same limits and selection."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from integrations.architectures import describe
+from integrations.environment import versions
+from integrations.errors import UserError
+from integrations.evaluators import make_encoder
+from integrations.methods.registry import METHODS, choose_methods
+from integrations.methods.trial import Trial, fit
+from integrations.models import load_model
+from integrations.patches import evaluating
+from integrations.peak_memory import PeakMemory
+from integrations.prompts import Encoder
+from integrations.tasks import Task, load_task
+
+RESULTS = "results.jsonl"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all methods are given.
+
+    Attributes:
+        model: What `load_model` takes.
+        task: What `load_task` takes, by name.
+        data: Folder with the task's data; None for the Hub.
+        shots: Training examples a class, and as many for development.
+        label_words: Other label words than the task's own.
+        columns: Column of each field where it is called otherwise.
+        test_limit: Score the first so many test examples only.
+        budget: Most passes over the training set for a method; None for no limit.
+        seconds: Most wall time for a method's learning; None for no limit.
+        marks: Shares of the limit after which what a method has by then is tested too.
+        max_length: Longest prompt in tokens; None for 512 or what the model can take.
+        dtype: Type of the weights, as for `load_model`.
+        device: Where the model is, as for `load_model`.
+
+    Raises:
+        UserError: If there is no limit, or one is not positive.
+    """
+
+    model: str
+    task: str
+    data: str | None = None
+    shots: int = 16
+    label_words: tuple[str, ...] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    test_limit: int | None = None
+    budget: float | None = 6000
+    seconds: float | None = None
+    marks: tuple[float, ...] = ()
+    max_length: int | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is None and self.seconds is None:
+            raise UserError("a comparison needs a limit: pass budget, seconds or both.")
+        for name in ("budget", "seconds"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise UserError(f"{name} must be positive; got {limit!r}.")
+        if any(not 0 < mark < 1 for mark in self.marks) or list(self.marks) != sorted(self.marks):
+            raise UserError(f"marks must rise from 0 to 1; got {self.marks!r}.")
+
+    def split(self, seed: int) -> Task:
+        """The task with the examples that a seed draws."""
+        return load_task(
+            self.task,
+            self.data,
+            shots=self.shots,
+            seed=seed,
+            label_words=self.label_words,
+            columns=dict(self.columns),
+            test_limit=self.test_limit,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one method with one seed.
+
+    Attributes:
+        method: Its name in `METHODS`.
+        seed: What drew the split and all else.
+        score: The task's metric on the test set; None if it failed.
+        loss: Cross-entropy on the test set.
+        dev_score: The metric on the development set of what was chosen.
+        marked: Test scores of what was chosen at each of the comparison's marks.
+        evaluations: Passes over the training set.
+        seconds: Wall time of learning.
+        memory: Bytes at the peak while learning, beyond the loaded model.
+        parameters: Numbers that were tuned.
+        course: Looks at the development set, as plain dictionaries of `DevScore`; None for what is
+            not known.
+        error: Why it failed; None if it did not.
+    """
+
+    method: str
+    seed: int
+    score: float | None = None
+    loss: float | None = None
+    dev_score: float | None = None
+    marked: Sequence[float] = ()
+    evaluations: float | None = None
+    seconds: float | None = None
+    memory: int | None = None
+    parameters: int | None = None
+    course: Sequence[Mapping[str, Any]] = ()
+    error: str | None = None
+
+
+def run_trial(comparison: Comparison, method: str, seed: int) -> Outcome:
+    """Run one method with one seed, in this process.
+
+    Raises:
+        UserError: If the method does not suit the model or task.
+    """
+    model, tokenizer = load_model(
+        comparison.model, dtype=comparison.dtype, device=comparison.device
+    )
+    return _learn(comparison, method, seed, model, tokenizer)
+
+
+def _learn(
+    comparison: Comparison,
+    method: str,
+    seed: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Outcome:
+    arch = describe(model)
+    task = comparison.split(seed)
+    encoder = make_encoder(task, arch, tokenizer, comparison.max_length)
+    if not isinstance(encoder, Encoder) or not task.test:
+        raise UserError(f"task {task.name!r} needs label words and test examples to be compared.")
+    torch.manual_seed(seed)
+    memory = PeakMemory(model)
+    with evaluating(model):
+        trial = Trial(
+            arch,
+            encoder,
+            seed,
+            comparison.budget,
+            comparison.seconds,
+            METHODS[method].dev_every,
+            comparison.marks,
+        )
+        learner = METHODS[method].build(trial)
+        marked = fit(trial, learner)
+        seconds, extra = trial.elapsed, memory.extra()
+        last = trial.score(task.test, learner.logits)
+        chosen = learner.state()
+        scores: dict[int, float] = {id(chosen): last.score}
+        for state in marked:
+            if id(state) not in scores:
+                learner.restore(state)
+                scores[id(state)] = trial.score(task.test, learner.logits).score
+    best = [look for look in trial.scores if look.best][-1]
+    return Outcome(
+        method=method,
+        seed=seed,
+        score=last.score,
+        loss=last.loss,
+        dev_score=best.score,
+        marked=[scores[id(state)] for state in marked],
+        evaluations=learner.evaluations,
+        seconds=seconds,
+        memory=extra,
+        parameters=learner.parameters,
+        course=[_plain(asdict(look)) for look in trial.scores],
+    )
+
+
+def _plain(look: Mapping[str, Any]) -> dict[str, Any]:
+    """Without NaN, which JSON has not."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in look.items()
+    }
+
+
+def compare(
+    comparison: Comparison,
+    methods: Sequence[str] | str,
+    seeds: Sequence[int],
+    folder: str | Path,
+    *,
+    watch: Callable[[Outcome, bool], None] | None = None,
+    isolate: bool = True,
+) -> list[Outcome]:
+    """Run methods, each with every seed, and keep what came of it.
+
+    A method that fails does not stop the others. What is finished is kept in the folder, so that
+    an interrupted comparison goes on with what is missing; failed trials are tried again.
+
+    Args:
+        comparison: What all are given.
+        methods: Names in `METHODS`, or ``"all"``, ``"gradient-free"``, ``"gradient-based"``.
+        seeds: Each draws a split.
+        folder: Where results go, one line of JSON a trial.
+        watch: Called with each outcome, and whether it was there from an earlier run.
+        isolate: Run each trial in a process of its own, so that its peak memory is its own and
+            nothing it breaks matters to the next.
+
+    Returns:
+        Outcomes, seed by seed, in the order of `METHODS`.
+
+    Raises:
+        UserError: If a name is unknown, the data cannot be loaded, or the folder holds results of
+            another comparison.
+    """
+    names = choose_methods(methods)
+    if not names or not seeds:
+        raise UserError("nothing to compare: pass at least one method and one seed.")
+    path = Path(folder)
+    _claim(path, comparison)
+    comparison.split(seeds[0])
+    done = {(outcome.method, outcome.seed): outcome for outcome in read_outcomes(path)}
+    outcomes = []
+    for seed in seeds:
+        for method in names:
+            outcome = done.get((method, seed))
+            known = outcome is not None and outcome.error is None
+            if outcome is None or not known:
+                outcome = _attempt(comparison, method, seed, isolate)
+                _append(path / RESULTS, outcome)
+            outcomes.append(outcome)
+            if watch is not None:
+                watch(outcome, known)
+    return outcomes
+
+
+def read_outcomes(folder: str | Path) -> list[Outcome]:
+    """What a folder holds, the last of each method and seed, in the order they were finished."""
+    path = Path(folder) / RESULTS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    # A process killed while writing leaves half a line at most, its last.
+    found = [Outcome(**json.loads(line)["outcome"]) for line in lines if line.endswith("\n")]
+    return list({(outcome.method, outcome.seed): outcome for outcome in found}.values())
+
+
+def _attempt(comparison: Comparison, method: str, seed: int, isolate: bool) -> Outcome:
+    try:
+        if not isolate:
+            return run_trial(comparison, method, seed)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_quietly, comparison, method, seed).result()
+    except BrokenProcessPool:
+        error = "its process died, perhaps for lack of memory"
+    except Exception as raised:  # one method's failure must not cost the others
+        lines = str(raised).strip().splitlines() or [""]
+        error = lines[0] if isinstance(raised, UserError) else f"{type(raised).__name__}: {lines[0]}"
+    return Outcome(method, seed, error=error)
+
+
+def _quietly(comparison: Comparison, method: str, seed: int) -> Outcome:
+    """A trial in a process of its own, which shows nothing of libraries' own progress."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    warnings.simplefilter("ignore")
+    return run_trial(comparison, method, seed)
+
+
+def _claim(folder: Path, comparison: Comparison) -> None:
+    """Note the comparison in its folder; refuse a folder of another."""
+    settings = json.loads(json.dumps(asdict(comparison)))
+    path = folder / SETTINGS
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))["comparison"]
+        if differing := [name for name in settings if settings[name] != before.get(name)]:
+            name = differing[0]
+            raise UserError(
+                f"{folder} holds results with {name} {before.get(name)!r}, not "
+                f"{settings[name]!r}; pass another folder, or remove that one."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "comparison": settings,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _append(path: Path, outcome: Outcome) -> None:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text and not text.endswith("\n"):  # what a killed process left
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"outcome": asdict(outcome)}) + "\n")

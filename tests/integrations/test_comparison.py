@@ -1,0 +1,124 @@
+"""Methods side by side: what is kept, what goes on, and what is refused."""
+
+import json
+import statistics
+
+import pytest
+
+from integrations import UserError
+from integrations.comparison import RESULTS, Comparison, compare, read_outcomes
+from integrations.comparison_plots import plot_comparison
+from integrations.comparison_summary import summarize
+from integrations.methods.registry import METHODS, choose_methods
+from integrations.methods.trial import Trial
+
+
+@pytest.fixture
+def comparison(saved_model, data):
+    return Comparison(str(saved_model), "sst2", str(data), shots=4, budget=6)
+
+
+METHOD_NAMES = tuple(METHODS)
+
+
+def test_names_and_groups_of_methods():
+    assert choose_methods("all") == METHOD_NAMES
+    both = {*choose_methods("gradient-free"), *choose_methods("gradient-based")}
+    assert both == set(METHODS)
+    assert choose_methods(["f-lora", "c-lora"]) == ("c-lora", "f-lora")
+    with pytest.raises(UserError, match="c-lora"):
+        choose_methods(["clora"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": None}, "limit"),
+        ({"budget": 0}, "budget"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"marks": (0.5, 0.2)}, "marks"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        Comparison("model", "sst2", **changes)
+
+
+def test_outcomes_say_what_came_of_each_seed(comparison, tmp_path):
+    outcomes = compare(comparison, ["c-lora", "f-lora"], [0, 1], tmp_path, isolate=False)
+    assert [(o.seed, o.method) for o in outcomes] == [
+        (0, "c-lora"), (0, "f-lora"), (1, "c-lora"), (1, "f-lora"),
+    ]  # fmt: skip
+    for outcome in outcomes:
+        assert outcome.error is None
+        assert 0 <= outcome.score <= 1
+        assert 6 <= outcome.evaluations <= 12
+        assert outcome.parameters == 2 * 500
+        assert outcome.memory >= 0
+        assert outcome.course[0]["evaluations"] == 0
+        assert outcome.dev_score == max(look["score"] for look in outcome.course)
+    assert read_outcomes(tmp_path) == [
+        type(o)(**json.loads(json.dumps(vars(o)))) for o in outcomes
+    ]
+    rows = {row.method: row for row in summarize(outcomes)}
+    scores = [o.score for o in outcomes if o.method == "f-lora"]
+    assert rows["f-lora"].score == pytest.approx(statistics.mean(scores))
+    assert rows["f-lora"].std == pytest.approx(statistics.stdev(scores))
+    plot_comparison(outcomes, tmp_path / "plot.png", metric="accuracy")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_it_goes_on_with_what_is_missing(comparison, tmp_path):
+    first = compare(comparison, ["f-lora"], [0], tmp_path, isolate=False)
+    path = tmp_path / RESULTS
+    path.write_text(path.read_text() + '{"outcome": {"method": "c-l')  # killed while writing
+    seen = []
+    compare(
+        comparison, ["c-lora", "f-lora"], [0], tmp_path, isolate=False,
+        watch=lambda outcome, known: seen.append((outcome.method, known)),
+    )  # fmt: skip
+    assert seen == [("c-lora", False), ("f-lora", True)]
+    assert {o.method: o for o in read_outcomes(tmp_path)}["f-lora"].score == first[0].score
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_results_of_another_comparison_are_not_mixed(comparison, saved_model, data, tmp_path):
+    compare(comparison, ["f-lora"], [0], tmp_path, isolate=False)
+    other = Comparison(str(saved_model), "sst2", str(data), shots=4, budget=7)
+    with pytest.raises(UserError, match="budget 6, not 7"):
+        compare(other, ["f-lora"], [0], tmp_path, isolate=False)
+
+
+def test_a_method_that_fails_does_not_stop_the_others(comparison, tmp_path, monkeypatch):
+    class Failing:
+        def __init__(self, trial: Trial) -> None:
+            raise ZeroDivisionError("no luck")
+
+    monkeypatch.setattr("integrations.methods.lora.Failing", Failing, raising=False)
+    broken = type(METHODS["c-lora"])("Broken", "gradient-free", "lora:Failing", 1, "nowhere")
+    monkeypatch.setitem(METHODS, "c-lora", broken)
+    outcomes = compare(comparison, ["c-lora", "f-lora"], [0], tmp_path, isolate=False)
+    assert outcomes[0].error == "ZeroDivisionError: no luck"
+    assert outcomes[1].error is None
+    (row, _) = summarize(outcomes)
+    assert (row.score, row.errors) == (None, ("ZeroDivisionError: no luck",))
+    monkeypatch.undo()
+    again = compare(comparison, ["c-lora"], [0], tmp_path, isolate=False)  # it is tried again
+    assert again[0].error is None
+    assert all(o.error is None for o in read_outcomes(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_command_compares_in_processes_of_their_own(dfo_lora, saved_model, data, tmp_path):
+    arguments = ["compare", "--model", saved_model, "--task", "sst2", "--data", data]
+    arguments += ["--shots", 4, "--budget", 6, "--methods", "f-lora,c-lora", "--seeds", "0"]
+    status, out, err = dfo_lora(*arguments, "--out", tmp_path)
+    assert (status, err) == (0, "")
+    for word in ("C-LoRA", "F-LoRA", "test accuracy", "left", "comparison.png"):
+        assert word in out
+    status, out, _ = dfo_lora(*arguments, "--out", tmp_path, "--json")
+    assert status == 0
+    assert [row["method"] for row in json.loads(out)["methods"]] == ["c-lora", "f-lora"]
+    status, _, err = dfo_lora(*arguments, "--out", tmp_path, "--methods", "bbtv3")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "bbtv3" in err
