@@ -20,7 +20,7 @@ Evaluate = Callable[[tuple[int, ...], FloatArray, Mapping[int, FloatArray]], Flo
 
 
 class LayerwiseSearch:
-    """Tunes layers in turn, or at once; a candidate takes their place only if it lowers the loss.
+    """Tunes layers in turn, or at once; a candidate is put in place only if it lowers the loss.
 
     Each layer's optimizer sees its own vector z only, and a loss that also depends on what is in
     place in the other layers. So before a layer's generation its optimizer is told what its
@@ -33,6 +33,10 @@ class LayerwiseSearch:
         schedule: Which stop comes next.
         budget: Most candidates to evaluate.
         elsewhere: Gives candidates their losses in place of ``evaluator``, by their z alone.
+        incumbent: False puts a layer's best candidate so far in place after each visit, as the
+            authors' code does, though its loss may be of a time when other layers had other
+            deltas. If it is not of the last generation, what is then in place is evaluated, and
+            counts as a candidate.
 
     Attributes:
         adapter: The deltas in place.
@@ -52,6 +56,7 @@ class LayerwiseSearch:
         schedule: Schedule,
         budget: int,
         elsewhere: Evaluate | None = None,
+        incumbent: bool = True,
     ) -> None:
         self.evaluator = evaluator
         self.spaces = spaces
@@ -59,6 +64,7 @@ class LayerwiseSearch:
         self.schedule = schedule
         self.budget = budget
         self.elsewhere = elsewhere
+        self.incumbent = incumbent
         self.adapter = Adapter(evaluator.arch)
         # At z = 0 both factors, and with them the delta, are zero.
         self.points: dict[int, FloatArray] = {
@@ -105,17 +111,20 @@ class LayerwiseSearch:
         stop = self.schedule.next(self.visits, self.start_loss)
         optimizer = self.optimizers[stop]
         invalid_before = self.invalid
-        best_z, best = self._refresh(stop)
+        best_z, best = self._refresh(stop) if self.incumbent else (self._in_place(stop), np.inf)
         generation = optimizer.nit
         while self.left > 0 and optimizer.nit == generation:
             batch = optimizer.ask()[: self.left]
             losses = self._evaluate(stop, batch.x)
             optimizer.tell(batch, losses)
             best_z, best = _best(batch.x, losses, best_z, best)
-        improved = best < self.loss
-        if improved:
-            self.loss = best
-            self._place(stop, best_z)
+        if self.incumbent:
+            improved = best < self.loss
+            if improved:
+                self.loss = best
+                self._place(stop, best_z)
+        else:
+            improved = self._place_best_ever(stop, best_z, best)
         done = Visit(
             number=len(self.visits),
             layer=stop,
@@ -127,6 +136,28 @@ class LayerwiseSearch:
         )
         self.visits.append(done)
         return done
+
+    def _place_best_ever(self, stop: Stop, z: FloatArray, best: float) -> bool:
+        """Put an optimizer's best point in place, given the last generation's best.
+
+        Returns:
+            Whether that is another point than before.
+        """
+        ever = self.optimizers[stop].result
+        if not np.isfinite(ever.fun):
+            return False
+        changed = not np.array_equal(ever.x, self._in_place(stop))
+        if changed:
+            self._place(stop, ever.x)
+        if np.array_equal(ever.x, z):
+            self.loss = best
+        elif self.left > 0:
+            (loss,) = self._evaluate(stop, ever.x[np.newaxis])
+            self.loss = float(loss)
+        return changed
+
+    def _in_place(self, stop: Stop) -> FloatArray:
+        return np.concatenate([self.points[layer] for layer in self._layers(stop)])
 
     def _layers(self, stop: Stop) -> tuple[int, ...]:
         return tuple(self.schedule.layers) if stop is None else (stop,)
@@ -159,7 +190,7 @@ class LayerwiseSearch:
             The best point evaluated for that and its loss; inf if none was.
         """
         optimizer = self.optimizers[stop]
-        incumbent = np.concatenate([self.points[layer] for layer in self._layers(stop)])
+        incumbent = self._in_place(stop)
         optimizer.reset_best()
         if not optimizer.accepts_foreign:
             return incumbent, np.inf

@@ -26,6 +26,7 @@ from integrations.models import load_model
 from integrations.optimizers import make_optimizers, optimizer_name
 from integrations.patches import evaluating
 from integrations.population import FAST, Speedups
+from integrations.presets import with_preset
 from integrations.result import TuneResult
 from integrations.schedule import choose_layers, make_schedule
 from integrations.scoring import Scorer
@@ -53,6 +54,7 @@ def tune(
     loss: str | Loss | None = None,
     init: str = "calibrated",
     init_std: float | None = None,
+    incumbent: bool = True,
     dev_every: int = 50,
     patience: int | None = 1500,
     seed: int = 0,
@@ -63,6 +65,7 @@ def tune(
     resume: bool = True,
     speedups: Speedups = FAST,
     workers: Workers | int | str | None = None,
+    preset: str | None = None,
 ) -> TuneResult:
     """Tune low-rank modules of a frozen language model without gradients.
 
@@ -104,6 +107,9 @@ def tune(
         init: How the projections are scaled: ``"calibrated"``, ``"paper"``, ``"reference-code"``
             or ``"normal"``; see `integrations.spaces.make_spaces`.
         init_std: The scale that `init` speaks of; None for `integrations.spaces.INIT_STD`.
+        incumbent: Whether a candidate has to lower the loss to be put in place. False: a layer's
+            best candidate so far is, as in the authors' code, whatever other layers' deltas were
+            when it was evaluated.
         dev_every: Evaluations between looks at the development set.
         patience: Evaluations without a better development score after which the run ends; None
             never ends it early.
@@ -132,6 +138,8 @@ def tune(
             computes it, to the last bit if processor and threads are. A worker that dies (a
             `WorkerWarning`) costs its share of one generation. Processes need what Python's
             multiprocessing needs: a script calls `tune` under ``if __name__ == "__main__":``.
+        preset: ``"paper"`` for the paper's settings in place of the defaults; see
+            `integrations.presets`. Arguments with other values than their defaults keep them.
 
     Returns:
         The tuned deltas, history, scores and ways to save and plot them.
@@ -140,6 +148,10 @@ def tune(
         UserError: If an argument does not fit; before any long work starts.
         WorkerError: If a worker raises, or all of them have died.
     """
+    given = dict(locals())
+    if preset is not None:
+        defaults = {name: value for name, value in tune.__kwdefaults__.items() if name != "preset"}
+        return tune(model, task, **with_preset(preset, {n: given[n] for n in defaults}, defaults))
     others = as_workers(workers)
     if isinstance(model, str):
         if tokenizer is not None:
@@ -182,6 +194,7 @@ def tune(
         "loss": loss_name(loss, encoder.losses),
         "init": init,
         "init_std": init_std,
+        "incumbent": incumbent,
         "dev_every": dev_every,
         "patience": patience,
         "seed": seed,
@@ -203,7 +216,7 @@ def tune(
         if others is not None:
             fleet = stack.enter_context(Fleet(others, evaluator, spaces))
         elsewhere = None if fleet is None else fleet.evaluate
-        search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget, elsewhere)
+        search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget, elsewhere, incumbent)
         if not np.isfinite(search.loss):
             raise UserError(
                 f"the frozen model's training loss is {search.loss}; load it in a type that does "

@@ -42,6 +42,7 @@ from integrations.errors import UserError
 from integrations.models import load_model
 from integrations.optimizers import can_save
 from integrations.peft_format import CONFIG
+from integrations.presets import PRESETS
 from integrations.report import Watch, console, finish, print_json, score_test, summary
 from integrations.schedule import SCHEDULES
 from integrations.smollm2 import NAME as SMOLLM2
@@ -107,6 +108,23 @@ InitStd = Annotated[
         rich_help_panel=DELTAS,
     ),
 ]
+Incumbent = Annotated[
+    bool,
+    typer.Option(
+        "--incumbent/--best-ever",
+        help="Put a candidate in place only if it lowers the loss, or a layer's best so far "
+        "(the authors' code).",
+        rich_help_panel=SEARCH,
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Settings that go together: {', '.join(PRESETS)}. Options that are not as by default "
+        "come before it.",
+        rich_help_panel=SEARCH,
+    ),
+]
 MemoryLimit = Annotated[
     int | None,
     typer.Option(
@@ -154,6 +172,8 @@ def tune(
     layers: Layers = None,
     init: Init = "calibrated",
     init_std: InitStd = None,
+    incumbent: Incumbent = True,
+    preset: Preset = None,
     shots: Shots = 16,
     seed: Seed = 0,
     label_words: LabelWords = None,
@@ -198,6 +218,8 @@ def tune(
         loss=loss,
         init=init,
         init_std=init_std,
+        incumbent=incumbent,
+        preset=preset,
         dev_every=dev_every,
         patience=patience or None,
         seed=seed,
