@@ -268,7 +268,9 @@ def _attempt(comparison: Comparison, method: str, seed: int, isolate: bool) -> O
         error = "its process died, perhaps for lack of memory"
     except Exception as raised:  # one method's failure must not cost the others
         lines = str(raised).strip().splitlines() or [""]
-        error = lines[0] if isinstance(raised, UserError) else f"{type(raised).__name__}: {lines[0]}"
+        error = (
+            lines[0] if isinstance(raised, UserError) else f"{type(raised).__name__}: {lines[0]}"
+        )
     return Outcome(method, seed, error=error)
 
 

@@ -75,7 +75,9 @@ def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
 
 def comparison_table(rows: Sequence[Row], metric: str) -> Table:
     """The table that the command shows."""
-    table = Table("", f"test {metric}", "dev", "evaluations", "seconds", "extra MB", "tuned numbers")
+    table = Table(
+        "", "test", "dev", "evaluations", "seconds", "extra MB", "tuned", title=f"{metric}, %"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     table.columns[0].no_wrap = True

@@ -15,7 +15,8 @@ class DevScore:
     """How the deltas in place did on the development set.
 
     Attributes:
-        evaluations: Candidates evaluated until then.
+        evaluations: Candidates evaluated until then; of methods that train on parts of the training
+            set, passes over it.
         seconds: Wall time since the run began, interruptions not counted.
         train_loss: Training loss.
         loss: Development loss.
@@ -24,7 +25,7 @@ class DevScore:
             and a lower loss.
     """
 
-    evaluations: int
+    evaluations: float
     seconds: float
     train_loss: float
     loss: float

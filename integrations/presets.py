@@ -28,15 +28,13 @@ and 20 candidates a generation, 5 for LoTFWA. Rank 4, d = 500, 6,000 evaluations
 PAPER_POPSIZE = 20
 
 
-def with_preset(
-    name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
+def with_preset(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `integrations.tune` with a preset in place of defaults.
 
     Args:
         name: A name in `PRESETS`.
-        given: The arguments; those that differ from their defaults stay.
-        defaults: Default of each.
+        given: All arguments; those that differ from their defaults stay.
+        defaults: Default of each that has one.
 
     Raises:
         UserError: If the name is unknown.
@@ -47,7 +45,7 @@ def with_preset(
     if given["optimizer"] != "lotfwa":
         preset["popsize"] = PAPER_POPSIZE
     changed = {key: value for key, value in preset.items() if _same(given[key], defaults[key])}
-    return {**given, **changed}
+    return {key: given[key] for key in defaults if key != "preset"} | changed
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -150,8 +150,7 @@ def tune(
     """
     given = dict(locals())
     if preset is not None:
-        defaults = {name: value for name, value in tune.__kwdefaults__.items() if name != "preset"}
-        return tune(model, task, **with_preset(preset, {n: given[n] for n in defaults}, defaults))
+        return tune(model, task, **with_preset(preset, given, tune.__kwdefaults__ or {}))
     others = as_workers(workers)
     if isinstance(model, str):
         if tokenizer is not None:
@@ -291,7 +290,7 @@ class _Selection:
         return time.perf_counter() - self.started
 
     @property
-    def unseen(self) -> int:
+    def unseen(self) -> float:
         """Evaluations since the last look."""
         return self.search.evaluations - self.history.scores[-1].evaluations
 

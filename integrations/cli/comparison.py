@@ -155,7 +155,7 @@ class _Watch:
         self._bar.stop()
 
     def __call__(self, outcome: Outcome, known: bool) -> None:
-        name = f"{METHODS[outcome.method].title:<20} seed {outcome.seed}"
+        name = f"{METHODS[outcome.method].title:<19} seed {outcome.seed}"
         self._bar.advance(self._task)
         if known:
             console.print(f"{name}  was there already")
@@ -170,7 +170,7 @@ class _Watch:
             return
         console.print(
             f"{name}  test {outcome.score:.3f}  dev {outcome.dev_score:.3f}  "
-            f"{outcome.evaluations:.0f} evaluations in {duration(outcome.seconds or 0)}  {left} left"
+            f"{duration(outcome.seconds or 0)}, {left} left"
         )
 
 

@@ -1,7 +1,12 @@
 """Methods side by side: what is kept, what goes on, and what is refused."""
 
 import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -57,9 +62,7 @@ def test_outcomes_say_what_came_of_each_seed(comparison, tmp_path):
         assert outcome.memory >= 0
         assert outcome.course[0]["evaluations"] == 0
         assert outcome.dev_score == max(look["score"] for look in outcome.course)
-    assert read_outcomes(tmp_path) == [
-        type(o)(**json.loads(json.dumps(vars(o)))) for o in outcomes
-    ]
+    assert read_outcomes(tmp_path) == [type(o)(**json.loads(json.dumps(vars(o)))) for o in outcomes]
     rows = {row.method: row for row in summarize(outcomes)}
     scores = [o.score for o in outcomes if o.method == "f-lora"]
     assert rows["f-lora"].score == pytest.approx(statistics.mean(scores))
@@ -114,7 +117,7 @@ def test_the_command_compares_in_processes_of_their_own(dfo_lora, saved_model, d
     arguments += ["--shots", 4, "--budget", 6, "--methods", "f-lora,c-lora", "--seeds", "0"]
     status, out, err = dfo_lora(*arguments, "--out", tmp_path)
     assert (status, err) == (0, "")
-    for word in ("C-LoRA", "F-LoRA", "test accuracy", "left", "comparison.png"):
+    for word in ("C-LoRA", "F-LoRA", "accuracy, %", "left", "comparison.png"):
         assert word in out
     status, out, _ = dfo_lora(*arguments, "--out", tmp_path, "--json")
     assert status == 0
@@ -122,3 +125,23 @@ def test_the_command_compares_in_processes_of_their_own(dfo_lora, saved_model, d
     status, _, err = dfo_lora(*arguments, "--out", tmp_path, "--methods", "bbtv3")
     assert (status, err.count("\n")) == (2, 1)
     assert "bbtv3" in err
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_goes_on(saved_model, data, tmp_path):
+    """What was finished before SIGKILL is kept as it was; the rest is run."""
+    start = "from integrations.cli import main; main()"
+    command = [sys.executable, "-c", start, "compare", "--model", str(saved_model)]
+    command += ["--task", "sst2", "--data", str(data), "--shots", "4", "--budget", "6"]
+    command += ["--methods", "f-lora,c-lora", "--seeds", "0", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not read_outcomes(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (before,) = (tmp_path / RESULTS).read_text().splitlines()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    first, second = (tmp_path / RESULTS).read_text().splitlines()
+    assert first == before
+    assert json.loads(second)["outcome"]["method"] == "f-lora"

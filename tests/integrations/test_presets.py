@@ -1,5 +1,7 @@
 """The paper's setting, and what a caller asks for beside it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny import build_model
@@ -47,7 +49,7 @@ def test_best_ever_is_in_place_whatever_it_costs(toy_task, word_tokenizer, optim
         budget=200, dev_every=10**6, callback=watch,
     )  # fmt: skip
     losses = [visit.loss for visit in last]
-    assert any(after > before for before, after in zip(losses, losses[1:], strict=False))
+    assert any(after > before for before, after in pairwise(losses))
     assert all(torch.isfinite(torch.tensor(losses)))
     # The last look is at what was in place after the last visit.
     assert result.history.scores[-1].train_loss == losses[-1]

@@ -58,8 +58,9 @@ def test_what_did_best_on_dev_is_in_place_at_the_end(make_trial):
 
 
 def test_budget_and_interval_are_kept(make_trial):
-    learner, trial = Scripted([0.1 * i for i in range(50)], cost=2.0), make_trial(
-        budget=15, dev_every=5
+    learner, trial = (
+        Scripted([0.1 * i for i in range(50)], cost=2.0),
+        make_trial(budget=15, dev_every=5),
     )
     fit(trial, learner)
     assert learner.evaluations == 16  # the step that spent it was whole
