@@ -1,5 +1,6 @@
 """Tune low-rank modules of frozen language models without gradients: ``tune(model, task)``."""
 
+from integrations.comparison import Comparison, compare
 from integrations.errors import UserError
 from integrations.models import load_model
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
@@ -19,6 +20,7 @@ from integrations.workers import ProcessWorkers
 
 __all__ = [
     "NAIVE",
+    "Comparison",
     "ContinuationTask",
     "Example",
     "GenerationTask",
@@ -31,6 +33,7 @@ __all__ = [
     "TextExample",
     "TuneResult",
     "UserError",
+    "compare",
     "load_model",
     "load_task",
     "tune",

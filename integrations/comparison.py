@@ -219,7 +219,8 @@ def compare(
         folder: Where results go, one line of JSON a trial.
         watch: Called with each outcome, and whether it was there from an earlier run.
         isolate: Run each trial in a process of its own, so that its peak memory is its own and
-            nothing it breaks matters to the next.
+            nothing it breaks matters to the next. A script then calls this under
+            ``if __name__ == "__main__":``, as each process imports it.
 
     Returns:
         Outcomes, seed by seed, in the order of `METHODS`.

@@ -123,4 +123,6 @@ def _text(path: Path, name: str, value: Any, param: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """A parsed option as YAML has it."""
-    return str(value) if isinstance(value, Path) else value or None if value == [] else value
+    if isinstance(value, Path):
+        return str(value)
+    return None if value in ([], ()) else value
