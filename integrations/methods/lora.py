@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfo_core.validation import FloatArray
+from integrations.architectures import describe
 from integrations.evaluators import make_evaluator
 from integrations.methods.trial import Trial
 from integrations.optimizers import make_optimizers
@@ -29,9 +30,13 @@ class LayerwiseLora:
         optimizer: ``"lotfwa"`` (F-LoRA), ``"cma-es"`` (C-LoRA), or what else `tune` takes.
         rank: Rank of each delta.
         dim: Length of each layer's z.
+        targets: As in `tune`.
         layers: As in `tune`.
+        popsize: As in `tune`.
         schedule: As in `tune`.
         init: As in `tune`.
+        init_std: As in `tune`.
+        incumbent: As in `tune`.
     """
 
     def __init__(
@@ -41,31 +46,36 @@ class LayerwiseLora:
         optimizer: Any = "lotfwa",
         rank: int = 4,
         dim: int = 500,
+        targets: Sequence[str] = ("q", "v"),
         layers: Sequence[int] | str | None = None,
+        popsize: int | None = None,
         schedule: str = "generation-major",
         init: str = "calibrated",
+        init_std: float | None = None,
+        incumbent: bool = True,
     ) -> None:
-        self._arch, self._encoder = trial.arch, trial.encoder
-        chosen = choose_layers(layers, len(trial.arch.layers))
-        plan = make_schedule(schedule, chosen, len(trial.arch.layers))
+        self._arch, self._encoder = describe(trial.arch.model, tuple(targets)), trial.encoder
+        chosen = choose_layers(layers, len(self._arch.layers))
+        plan = make_schedule(schedule, chosen, len(self._arch.layers))
         size = dim * len(chosen) // len(plan.stops)
         budget = sys.maxsize if trial.budget is None else int(trial.budget)
-        evaluator = make_evaluator(trial.encoder, trial.arch, trial.encoder.task.train, None)
+        evaluator = make_evaluator(trial.encoder, self._arch, trial.encoder.task.train, None)
         spaces = make_spaces(
-            trial.arch,
+            self._arch,
             evaluator.batches,
             rank=rank,
             dim=dim,
             init=init,
-            std=None,
+            std=init_std,
             seed=trial.seed,
         )
         self._search = LayerwiseSearch(
             evaluator,
             spaces,
-            make_optimizers(optimizer, plan.stops, size, trial.seed, budget, None),
+            make_optimizers(optimizer, plan.stops, size, trial.seed, budget, popsize),
             plan,
             budget,
+            incumbent=incumbent,
         )
         self._points: Mapping[int, FloatArray] | None = None
         self.parameters = dim * len(chosen)
