@@ -17,8 +17,10 @@ from integrations.cli.evaluation import bench, evaluate
 from integrations.cli.tools import export, info, plot
 from integrations.cli.tuning import demo, tune
 from integrations.errors import UserError
+from integrations.replica import WorkerError
 from integrations.report import console
 
+FAILED = 1
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -50,6 +52,9 @@ def main() -> None:
             status = _refuse(error.format_message())
         except (UserError, OSError) as error:
             status = _refuse(str(error))
+        except WorkerError as error:  # with the worker's own traceback, which is of use
+            print(f"error: {error}", file=sys.stderr)
+            status = FAILED
     if status == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     sys.exit(status)

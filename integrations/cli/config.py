@@ -26,7 +26,7 @@ CONFIG_FILE = "config.yaml"
 COMMANDS = ("tune", "eval", "compare")
 """The commands that take a file. One file serves both, so each leaves the other's options aside."""
 
-_NOT_OF_THE_RUN = {"config", "help", "out", "overwrite", "json", "tensorboard"}
+_NOT_OF_THE_RUN = {"config", "help", "out", "overwrite", "json", "tensorboard", "workers"}
 
 
 def read_config(ctx: typer.Context, path: Path | None) -> Path | None:

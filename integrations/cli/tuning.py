@@ -135,6 +135,15 @@ MemoryLimit = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+WorkerCount = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        help="Who evaluates candidates: a number of processes, ray, or ray://host:port; by default "
+        "this process alone.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Logs = Annotated[
     Path | None, typer.Option(help="Folder for TensorBoard logs.", rich_help_panel=OUTPUT)
 ]
@@ -183,6 +192,7 @@ def tune(
     dtype: Dtype = None,
     device: Device = None,
     memory_limit: MemoryLimit = None,
+    workers: WorkerCount = None,
     tensorboard: Logs = None,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -225,6 +235,7 @@ def tune(
         seed=seed,
         max_length=max_length,
         memory_limit=memory_limit,
+        workers=int(workers) if workers is not None and workers.isdecimal() else workers,
     )
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dfo_core import LoTFWA
 from integrations import PopulationEvaluator
 from integrations.demo import demo_task
+from integrations.replica import WorkerError
 from integrations.report import duration
 
 
@@ -280,3 +281,30 @@ def test_the_demo_runs_from_start_to_end(dfo_lora, monkeypatch, word_tokenizer, 
 )
 def test_durations_read_well(seconds, shown):
     assert duration(seconds) == shown
+
+
+@pytest.mark.slow
+def test_workers_give_what_one_process_gives(dfo_lora, tune_arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: 2)
+    scores = []
+    for name, more in {"alone": {}, "together": {"workers": 2}}.items():
+        status, _, err = dfo_lora(*tune_arguments(out=tmp_path / name, **more))
+        assert (status, err) == (0, "")
+        scores.append(json.loads((tmp_path / name / "scores.json").read_text()))
+    assert scores[0]["tuned"]["loss"] == pytest.approx(scores[1]["tuned"]["loss"], abs=1e-5)
+
+
+def test_a_failing_worker_is_shown_with_its_traceback(dfo_lora, tune_arguments, monkeypatch):
+    def fail(*_, **__):
+        raise WorkerError("worker 1 failed:\nTraceback ...")
+
+    monkeypatch.setattr("integrations.cli.tuning.tune_model", fail)
+    status, _, err = dfo_lora(*tune_arguments(workers=2))
+    assert status == 1
+    assert err == "error: worker 1 failed:\nTraceback ...\n"
+
+
+def test_workers_that_are_none_are_refused(dfo_lora, tune_arguments):
+    status, _, err = dfo_lora(*tune_arguments(workers="four"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "ray://" in err
