@@ -141,4 +141,6 @@ def _(
 ) -> ContinuationEvaluator:
     loss_name(loss, encoder.losses)
     prompts = encoder.encode(examples)
-    return ContinuationEvaluator(arch, prompts, pad_id=encoder.pad_id, speedups=speedups)
+    return ContinuationEvaluator(
+        arch, prompts, pad_id=encoder.pad_id, speedups=speedups, memory_limit=memory_limit
+    )

@@ -188,3 +188,8 @@ def test_losses_of_label_words_and_masked_models(run):
         run(loss="hinge")
     with pytest.raises(UserError, match="needs a model that writes text"):
         run("bert")
+
+
+def test_a_memory_limit_holds(run):
+    with pytest.raises(UserError, match="too little"):
+        run(memory_limit=1000)
