@@ -19,6 +19,7 @@ from integrations.cli.tuning import demo, tune
 from integrations.errors import UserError
 from integrations.replica import WorkerError
 from integrations.report import console
+from integrations.workers import WorkerWarning
 
 FAILED = 1
 INTERRUPTED = 130
@@ -74,7 +75,7 @@ def _show_warning(
     **options: Any,
 ) -> None:
     """Show ours as plain lines, the others as Python does."""
-    if issubclass(category, CheckpointWarning):
+    if issubclass(category, (CheckpointWarning, WorkerWarning)):
         console.print(f"note: {message}", markup=False, soft_wrap=True)
     else:
         show(message, category, *where, **options)
