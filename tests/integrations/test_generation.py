@@ -120,11 +120,12 @@ def test_a_memory_limit_cuts_blocks_and_one_that_is_too_little_says_what_is_need
 def test_the_model_is_as_before_and_sampling_settings_have_no_effect(evaluator_of):
     model = build_model("llama")
     arch = describe(model)
-    expected = list(evaluator_of(arch).texts(LayerCandidates(1, random_factors(arch, 1, 2)), Adapter(arch)))
+    candidates = LayerCandidates(1, random_factors(arch, 1, 2))
+    expected = list(evaluator_of(arch).texts(candidates, Adapter(arch)))
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, num_beams=2)
     ids = torch.arange(10, 30)[None]
     before = model(ids).logits
-    found = list(evaluator_of(arch).texts(LayerCandidates(1, random_factors(arch, 1, 2)), Adapter(arch)))
+    found = list(evaluator_of(arch).texts(candidates, Adapter(arch)))
     assert found == expected
     assert torch.equal(model(ids).logits, before)
 

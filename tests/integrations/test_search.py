@@ -204,7 +204,8 @@ def test_several_fireworks_defend_losses_that_hold_now(arch):
         optimizer = search.optimizers[layer]
         places, fitness = optimizer.places, optimizer.fitness
         evaluated = ~np.isnan(fitness)
-        factors = search.spaces[layer].factors(places[evaluated], torch.device("cpu"), torch.float32)
+        places = places[evaluated]
+        factors = search.spaces[layer].factors(places, torch.device("cpu"), torch.float32)
         # What the visit itself placed replaced this layer's deltas only.
         losses = Watched(arch).evaluate(layer, factors, search.adapter)
         assert losses == pytest.approx(fitness[evaluated], abs=1e-5)
