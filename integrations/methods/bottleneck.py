@@ -1,4 +1,4 @@
-"""Adapters: small networks with a bottleneck after each part of a layer, trained with a gradient."""
+"""Adapters: small networks after each part of a layer, trained with a gradient."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ from integrations.methods.trial import Trial
 from integrations.patches import Patches, evaluating
 from integrations.tasks import Example
 
-
 Keep = Callable[[Tensor, int], Tensor]
 """What is kept of a prompt's states (T, h), given where its label word is predicted from."""
 
@@ -106,7 +105,7 @@ class FeatureLearner:
 
     def _batches(self) -> Iterator[Tensor]:
         order = torch.from_numpy(self._rng.permutation(len(self._labels)))
-        return iter(order.split(self._batch_size))
+        return iter(torch.split(order, self._batch_size))
 
     def step(self) -> float:
         """Train on all examples once; returns the mean of their losses, each before its step."""
@@ -190,7 +189,7 @@ class _MLP(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, classes))
 
     def forward(self, vectors: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = super().forward(torch.stack(list(vectors)))
+        logits: Tensor = super().forward(torch.stack(list(vectors)))  # type: ignore[no-untyped-call]
         return logits
 
 

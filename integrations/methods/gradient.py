@@ -14,10 +14,10 @@ from integrations.architectures import Architecture
 from integrations.batches import PromptBatch, make_batches
 from integrations.errors import UserError
 from integrations.int8 import Int8Linear
+from integrations.methods.answers import label_logits
 from integrations.methods.trial import Trial
 from integrations.metrics import cross_entropy
-from integrations.patches import Patches, evaluating
-from integrations.population import keep_label_words
+from integrations.patches import evaluating
 from integrations.prompts import Encoder, Prompt, longest_prompt
 from integrations.tasks import Example
 
@@ -103,7 +103,7 @@ class GradientLearner:
         self._seen += len(rows)
         self._losses.append((total, len(rows)))
         sums, counts = zip(*self._losses, strict=True)
-        return sum(sums) / sum(counts)
+        return float(sum(sums) / sum(counts))
 
     @torch.inference_mode()
     def logits(self, examples: Sequence[Example]) -> np.ndarray:
@@ -134,17 +134,7 @@ class GradientLearner:
 
     def _label_logits(self, batch: PromptBatch) -> Tensor:
         """Label logits (N, C) of a batch, with their graph where one is recorded."""
-        places = batch.answers + self.shift
-
-        def at_answers(x: Tensor) -> Tensor:
-            return x[batch.answer_rows, places].unsqueeze(1)
-
-        with Patches() as patches:
-            patches.before(self._arch.head, at_answers)
-            if self._arch.output is not None:
-                keep_label_words(patches, self._arch.output, self._label_ids)
-            logits = self._run(batch).logits.squeeze(1)
-        return (logits if self._arch.output is not None else logits[:, self._label_ids]).float()
+        return label_logits(self._arch, batch, self._label_ids, self._run, self.shift)
 
     def _run(self, batch: PromptBatch) -> Any:
         """The model's output for a batch."""
@@ -179,7 +169,7 @@ def freeze_float32(arch: Architecture) -> None:
             "this method trains a model in float32, but its weights are quantized; load it without "
             "quantization, or compare with LoRA, prompt tuning or P-Tuning v2."
         )
-    arch.model.float()
+    arch.model.float()  # type: ignore[no-untyped-call]
 
 
 def _with_room(encoder: Encoder, arch: Architecture, new_tokens: int) -> Encoder:

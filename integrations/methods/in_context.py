@@ -10,6 +10,7 @@ import numpy as np
 from integrations.architectures import Kind
 from integrations.errors import UserError
 from integrations.methods.manual import ManualPrompt
+from integrations.methods.shared_prefix import logits_after_shared
 from integrations.methods.trial import Trial
 from integrations.prompts import Encoder
 from integrations.tasks import Example
@@ -23,6 +24,7 @@ class InContext(ManualPrompt):
     The demonstrations come from the training set and are the same for all examples. Choice and
     order are drawn by seed: the classes take turns, in an order that is drawn anew each time, and
     each gives one that still fits, until a class has none. So no class has two more than another.
+    A causal model reads the demonstrations once for all examples.
 
     The longest prompt is shared out like this: an example gets what the longest of the training
     and development set takes, but no more than half, and the demonstrations the rest. A longer
@@ -64,6 +66,12 @@ class InContext(ManualPrompt):
         self._max_length = self._base.max_length if max_length is None else max_length
         self.demonstrations = self._choose(trial, most)
         self._encoder = self._encoder_after(self.demonstrations)
+
+    def logits(self, examples: Sequence[Example]) -> np.ndarray:
+        """Label logits (N, C) float32 of the frozen model after the demonstrations."""
+        if self._base.kind == "causal" and self.demonstrations:
+            return logits_after_shared(self._trial.arch, self._encoder, examples)
+        return super().logits(examples)
 
     def _choose(self, trial: Trial, most: int | None) -> list[Example]:
         """Demonstrations that fit, in the order in which they are shown."""

@@ -100,7 +100,9 @@ def _add_biases(arch: Architecture) -> None:
     """Give each linear layer a bias of zero."""
     for module in _linear_layers(arch):
         weight = module.weight
-        module.bias = nn.Parameter(torch.zeros(len(weight), dtype=weight.dtype, device=weight.device))
+        module.bias = nn.Parameter(
+            torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+        )
 
 
 def _linear_layers(arch: Architecture) -> Iterator[nn.Linear]:

@@ -38,7 +38,9 @@ def test_it_begins_next_to_the_identity():
     torch.manual_seed(0)
     adapter = Bottleneck(200, 64)
     assert adapter.down.weight.abs().max() <= 2e-3
-    assert adapter.down.weight.std() == pytest.approx(0.88e-3, rel=0.05)  # cut at two of 1e-3
+    assert adapter.down.weight.std().item() == pytest.approx(
+        0.88e-3, rel=0.05
+    )  # cut at two of 1e-3
     assert not adapter.up.bias.any()
     x = torch.randn(4, 200)
     torch.testing.assert_close(adapter(x), x, atol=1e-3, rtol=0)

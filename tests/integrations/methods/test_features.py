@@ -50,7 +50,10 @@ def test_the_lstm_reads_each_prompt_in_both_directions(word_tokenizer, toy_task)
     for suffix in ("", "_reverse"):
         cell = torch.nn.LSTMCell(HIDDEN, 6)
         cell.load_state_dict(
-            {n: state[f"lstm.{n}_l0{suffix}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+            {
+                n: state[f"lstm.{n}_l0{suffix}"]
+                for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            }
         )
         ends.append((cell, suffix))
     for example, logits in zip(toy_task.test, learner.logits(toy_task.test), strict=True):

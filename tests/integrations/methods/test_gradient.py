@@ -114,9 +114,11 @@ def test_the_loss_that_is_told_is_that_of_the_latest_pass(word_tokenizer, toy_ta
 
 
 @all_methods
-def test_a_batch_in_parts_is_the_same_step(method, word_tokenizer, toy_task, monkeypatch):
+def test_a_batch_in_parts_has_the_same_gradient(method, word_tokenizer, toy_task, monkeypatch):
     def after_a_step():
         learner = make(method, make_trial("llama", word_tokenizer, toy_task))
+        # AdamW's first step is as long for a gradient that is all rounding as for any other.
+        learner._optimizer = torch.optim.SGD(learner._tuned, lr=0.1)
         learner.step()
         return learner.state()
 

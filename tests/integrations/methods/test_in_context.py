@@ -61,7 +61,9 @@ def test_as_many_are_shown_as_fit(word_tokenizer, toy_task):
         prompts = learner._encoder.encode([*toy_task.dev, *toy_task.test])
         whole = trial.encoder.encode([*toy_task.dev, *toy_task.test])
         assert max(len(prompt.ids) for prompt in prompts) <= length
-        if length > 20:  # an example gets what it takes: both prompts begin with a token of their own
+        if (
+            length > 20
+        ):  # an example gets what it takes: both prompts begin with a token of their own
             shown = learner._length(learner.demonstrations) - 1
             assert [len(p.ids) - shown for p in prompts] == [len(p.ids) for p in whole]
         numbers.append(len(learner.demonstrations))
