@@ -22,10 +22,10 @@ class BBT(SoftPromptLearner):
     its best candidate is in place, as with the code's ``--parallel``.
 
     What differs from that code: the tokens are those from number 1000 on as they are, not their
-    text encoded anew, and no full stop follows them; in BERT and RoBERTa the prompt is added to
-    the word embeddings, as the paper has it and the code has for BART, GPT-2 and T5, where the
-    code for these two adds behind the norm that follows them; ``"hinge"`` counts the best wrong
-    label word and not the sum over all, which is the same for two.
+    text encoded anew, and no full stop follows them; the prompt is added to the word embeddings,
+    as in the paper and in the code for BART, GPT-2 and T5, where that for BERT and RoBERTa adds
+    behind the norm that follows them (``words=False``); ``"hinge"`` counts the best wrong label
+    word and not the sum over all, which is the same for two.
 
     Args:
         trial: The trial.
@@ -35,6 +35,8 @@ class BBT(SoftPromptLearner):
         sigma: Initial step size of CMA-ES.
         alpha: Scale of the random matrix; see `Subspace`.
         loss: ``"ce"``, or ``"hinge"``, which the authors recommend for pairs of sentences.
+        words: Whether the prompt is added to word embeddings, or to what enters the first layer,
+            which is another thing in BERT and RoBERTa.
         first_token: See `SoftPromptEncoder`.
         speedups: Which of the evaluator's steps to take.
 
@@ -56,10 +58,11 @@ class BBT(SoftPromptLearner):
         sigma: float = 1.0,
         alpha: float = 1.0,
         loss: str | Loss = "ce",
+        words: bool = True,
         first_token: int = FIRST_TOKEN,
         speedups: Speedups = FAST,
     ) -> None:
-        super().__init__(trial, n_tokens, first_token, True, loss, speedups)
+        super().__init__(trial, n_tokens, first_token, words, loss, speedups)
         self.parameters = dim
         self.space = Subspace(
             self.shape,

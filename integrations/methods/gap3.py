@@ -125,7 +125,7 @@ class GAP3:
             if not 0 <= value <= 1:
                 raise UserError(f"{name} must be a probability, 0 to 1; got {value!r}.")
         self.arch = trial.arch
-        self.arch.model.eval()
+        self.arch.model.train(False)
         self.task = trial.encoder.task
         self.pad_id = trial.encoder.pad_id
         self.prompts = ChunkedPrompts(trial.encoder)
@@ -176,7 +176,7 @@ class GAP3:
     @property
     def texts(self) -> list[str]:
         """The chunks in place as text."""
-        return [self.prompts.tokenizer.decode(list(chunk)) for chunk in self.chunks]
+        return [self.prompts.text(chunk) for chunk in self.chunks]
 
     # -- breeding ------------------------------------------------------------------------------
 
@@ -291,8 +291,8 @@ class GAP3:
         tokenizer = self.prompts.tokenizer
         if token >= len(tokenizer) or token in tokenizer.all_special_ids:
             return False
-        text = tokenizer.decode([token]).strip().lower()
-        words = [tokenizer.decode([word]).strip().lower() for word in self.prompts.label_ids]
+        text = self.prompts.text([token]).strip().lower()
+        words = [self.prompts.text([word]).strip().lower() for word in self.prompts.label_ids]
         return not any(w in text or w.startswith(text) or w.endswith(text) for w in words)
 
     @torch.inference_mode()

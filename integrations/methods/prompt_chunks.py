@@ -76,6 +76,10 @@ class ChunkedPrompts:
         """The mask token of a masked model."""
         return int(self.tokenizer.mask_token_id)
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text."""
+        return str(self.tokenizer.decode(list(tokens)))
+
     def answering(self, example: Example, chunks: Chunks) -> Prompt:
         """The prompt whose answer is the label word."""
         ids, place = self._row(example, chunks, None if self.causal else self.blank_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,10 +164,10 @@ class SoftPromptLearner:
     ) -> None:
         self.trial = trial
         self.arch = trial.arch
-        self.arch.model.eval()
+        self.arch.model.train(False)
         self.encoder = SoftPromptEncoder(trial.encoder, self.arch, n_tokens, first_token)
-        table = self.arch.model.get_input_embeddings().weight  # type: ignore[no-untyped-call]
-        self.shape = (n_tokens, table.shape[1] if words else self.arch.hidden_size)
+        width = embedding_table(self.arch).shape[1] if words else self.arch.hidden_size
+        self.shape = (n_tokens, width)
         self.loss = make_loss(loss, trial.encoder.task.metric)
         self.adapter = Adapter(self.arch, words=words)
         self.evaluator = self._evaluator(trial.encoder.task.train, speedups)
@@ -212,7 +213,13 @@ class SoftPromptLearner:
         self.adapter = state.copy()
 
 
+def embedding_table(arch: Architecture) -> Tensor:
+    """The word embeddings, (V, width)."""
+    weight: Any = arch.model.get_input_embeddings().weight
+    table: Tensor = weight.detach().float()
+    return table
+
+
 def embedding_std(arch: Architecture) -> float:
     """Standard deviation of the entries of the word embeddings."""
-    table = arch.model.get_input_embeddings().weight  # type: ignore[no-untyped-call]
-    return float(table.detach().float().std(correction=0))
+    return float(embedding_table(arch).std(correction=0))

@@ -164,3 +164,17 @@ def test_it_stands_first_where_no_token_opens_a_prompt(byte_tokenizer, toy_task)
         assert prompt.soft == (0, N)
         assert prompt.ids[N:] == without.ids
         assert prompt.answer == without.answer + N
+
+
+def test_behind_the_norm_as_the_authors_code_for_roberta(word_tokenizer, toy_task):
+    trial = make_trial("roberta", word_tokenizer, few(toy_task))
+    learner = BBT(trial, **SETTINGS, words=False)
+    loss, (offset, *_) = learner.step(), learner.adapter.prompts
+
+    def add(_, args, output):
+        output[0, 1 : 1 + N] += offset
+        return output
+
+    with trial.arch.model.roberta.embeddings.register_forward_hook(add):
+        expected = loss_with(trial, lambda ids: trial.arch.model(ids).logits)
+    assert loss == pytest.approx(expected, abs=1e-5)
