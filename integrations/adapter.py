@@ -21,17 +21,19 @@ class Adapter:
 
     Args:
         arch: The model the deltas belong to.
+        words: What layer 0 stands for in soft prompts; see `add_offsets`.
 
     Attributes:
         factors: For each layer its targets' factors (P = 1), or None for no delta.
         prompts: For each layer what is added to the soft prompt's hidden states (n, h) that enter
-            it, at layer 0 to its word embeddings; None for nothing.
+            it, at layer 0 to its word embeddings if `words`; None for nothing.
         versions: For each layer a number that no other factors and prompts have, in this adapter
             or another; 0 for none from the start. Caches compare it.
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, *, words: bool = True) -> None:
         self.arch = arch
+        self.words = words
         self.factors: list[LayerFactors | None] = [None] * len(arch.layers)
         self.prompts: list[Tensor | None] = [None] * len(arch.layers)
         self.versions = [0] * len(arch.layers)
@@ -53,7 +55,7 @@ class Adapter:
 
     def copy(self) -> Adapter:
         """The same deltas and soft prompts, unaffected by what is placed later."""
-        other = Adapter(self.arch)
+        other = Adapter(self.arch, words=self.words)
         other.factors, other.prompts = list(self.factors), list(self.prompts)
         other.versions = list(self.versions)
         return other
@@ -94,4 +96,4 @@ class Adapter:
         for layer in range(start, stop):
             offset = self.prompts[layer]
             if offset is not None:
-                add_offsets(patches, arch, batch, layer, offset.unsqueeze(0))
+                add_offsets(patches, arch, batch, layer, offset.unsqueeze(0), self.words)

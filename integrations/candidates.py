@@ -184,12 +184,14 @@ class PromptCandidates(Candidates):
     A candidate takes the place of the offset in place at that layer; those at other layers stay.
 
     Attributes:
-        layer: The layer; at 0 it is the word embeddings that are changed.
+        layer: The layer.
         offsets: (P, n, h), one row for each of a prompt's n soft-prompt tokens (`Prompt.soft`).
+        words: What layer 0 stands for, as in the adapter; see `add_offsets`.
     """
 
     layer: int
     offsets: Tensor
+    words: bool = True
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -200,7 +202,7 @@ class PromptCandidates(Candidates):
         return len(self.offsets)
 
     def __getitem__(self, rows: slice) -> PromptCandidates:
-        return PromptCandidates(self.layer, self.offsets[rows])
+        return PromptCandidates(self.layer, self.offsets[rows], self.words)
 
     def place(self, adapter: Adapter) -> None:
         """Put the only candidate in place."""
@@ -217,7 +219,7 @@ class PromptCandidates(Candidates):
         self, patches: Patches, arch: Architecture, batch: PromptBatch, shared: SharedBase | None
     ) -> None:
         """Add each candidate's own offsets; see `Candidates.apply`."""
-        add_offsets(patches, arch, batch, self.layer, self.offsets)
+        add_offsets(patches, arch, batch, self.layer, self.offsets, self.words)
 
 
 def project_candidates(

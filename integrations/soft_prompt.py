@@ -14,7 +14,12 @@ from integrations.patches import Patches
 
 
 def add_offsets(
-    patches: Patches, arch: Architecture, batch: PromptBatch, layer: int, offsets: Tensor
+    patches: Patches,
+    arch: Architecture,
+    batch: PromptBatch,
+    layer: int,
+    offsets: Tensor,
+    words: bool = True,
 ) -> None:
     """Add to the hidden states of soft-prompt tokens that enter a layer.
 
@@ -22,13 +27,15 @@ def add_offsets(
         patches: Where the change is made.
         arch: The model or a replica of it.
         batch: What the model is called on, with a copy for each candidate.
-        layer: The layer; at 0 the output of the word embeddings is changed.
+        layer: The layer.
         offsets: (P, n, h) what is added, or (1, n, h) for all candidates alike.
+        words: Whether at layer 0 the output of the word embeddings is changed, rather than what
+            enters the layer: a norm lies between them in BERT and its kin.
 
     Raises:
         UserError: When the model runs, if the offsets do not fit the batch's soft prompts.
     """
-    if layer == 0:
+    if layer == 0 and words:
         embeddings = arch.model.get_input_embeddings()
         patches.after(embeddings, lambda _, y: batch.add_at_soft(y, offsets))
     else:

@@ -126,7 +126,7 @@ def make_spaces(
         raise UserError(f"init_std must be a positive number; got {std!r}.")
     part_dim = dim // parts
     scales = _measure_targets(arch, batches) if init == "calibrated" else []
-    hidden = _measure_hidden(arch, batches) if init in ("paper", "reference-code") else []
+    hidden = hidden_std(arch, batches) if init in ("paper", "reference-code") else []
     spaces = []
     for index, targets in enumerate(arch.targets):
         projections = {}
@@ -220,7 +220,7 @@ def _measure_targets(
 
 
 @torch.inference_mode()
-def _measure_hidden(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float]:
+def hidden_std(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float]:
     """Standard deviation of each layer's hidden states after five rounds of clipping (Eq. 6)."""
     states: list[list[torch.Tensor]] = [[] for _ in arch.layers]
     with Patches() as patches:
