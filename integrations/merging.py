@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from integrations.adapter import Adapter
@@ -36,11 +36,19 @@ def merge(adapter: Adapter) -> None:
     for target, _ in deltas:
         require_plain(target)
     for target, factors in deltas:
-        module: Any = target.module
-        # W (o, h), seen from the projection; Conv1D keeps its transpose.
-        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        weight = weight_of(target)
         delta = factors.B[0].float().mT @ factors.A[0].float()
         weight[target.columns] = (weight[target.columns].float() + delta).to(weight.dtype)
+
+
+def weight_of(target: Target) -> Tensor:
+    """The weight (width, h) of a projection's module, as a view whatever way it is kept.
+
+    ``weight_of(target)[target.columns]`` is the projection's own W (o, h).
+    """
+    module: Any = target.module
+    weight: Tensor = module.weight.T if isinstance(module, Conv1D) else module.weight
+    return weight
 
 
 def require_plain(target: Target) -> None:
