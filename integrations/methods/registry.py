@@ -46,16 +46,55 @@ class Method:
         return learner
 
 
+_PAPER = "Jin, Liu & Tan 2024, arXiv 2403.01754"
+
 METHODS: Mapping[str, Method] = {
-    "c-lora": Method(
-        "C-LoRA", FREE, "lora:LayerwiseLora", 50, "Jin, Liu & Tan 2024, arXiv 2403.01754",
-        {"optimizer": "cma-es"},
+    "model-tuning": Method(
+        "Model tuning",
+        BASED,
+        "model_weights:ModelTuning",
+        5,
+        "Devlin et al. 2019, arXiv 1810.04805",
     ),
-    "f-lora": Method(
-        "F-LoRA", FREE, "lora:LayerwiseLora", 50, "Jin, Liu & Tan 2024, arXiv 2403.01754",
-        {"optimizer": "lotfwa"},
+    "adapter": Method(
+        "Adapter", BASED, "bottleneck:BottleneckAdapter", 5, "Houlsby et al. 2019, arXiv 1902.00751"
     ),
-}  # fmt: skip
+    "bitfit": Method(
+        "BitFit", BASED, "model_weights:BitFit", 5, "Ben Zaken et al. 2022, arXiv 2106.10199"
+    ),
+    "lora": Method("LoRA", BASED, "peft_methods:LoRA", 5, "Hu et al. 2021, arXiv 2106.09685"),
+    "prompt-tuning": Method(
+        "Prompt Tuning",
+        BASED,
+        "peft_methods:PromptTuning",
+        5,
+        "Lester et al. 2021, arXiv 2104.08691",
+    ),
+    "p-tuning-v2": Method(
+        "P-Tuning v2", BASED, "peft_methods:PTuningV2", 5, "Liu et al. 2021, arXiv 2110.07602"
+    ),
+    "manual": Method(
+        "Manual prompt", FREE, "manual:ManualPrompt", 1, "Schick & Schütze 2021, arXiv 2001.07676"
+    ),
+    "in-context": Method(
+        "In-context", FREE, "in_context:InContext", 1, "Brown et al. 2020, arXiv 2005.14165"
+    ),
+    "feature-mlp": Method(
+        "Feature-MLP", FREE, "features:FeatureMLP", 20, "Sun et al. 2022, arXiv 2201.03514"
+    ),
+    "feature-bilstm": Method(
+        "Feature-BiLSTM", FREE, "features:FeatureBiLSTM", 20, "Sun et al. 2022, arXiv 2201.03514"
+    ),
+    "gap3": Method("GAP3", FREE, "gap3:GAP3", 50, "Zhao, Wang & Yang 2023, IJCAI"),
+    "bbt": Method("BBT", FREE, "bbt:BBT", 50, "Sun et al. 2022, arXiv 2201.03514"),
+    "bbtv2": Method("BBTv2", FREE, "bbtv2:BBTv2", 50, "Sun et al. 2022, arXiv 2205.11200"),
+    "mezo": Method("MeZO (LoRA)", FREE, "mezo:MeZO", 50, "Malladi et al. 2023, arXiv 2305.17333"),
+    "eggroll": Method(
+        "EGGROLL", FREE, "eggroll:EGGROLL", 50, "Sarkar et al. 2025, arXiv 2511.16652"
+    ),
+    "c-lora": Method("C-LoRA", FREE, "lora:LayerwiseLora", 50, _PAPER, {"optimizer": "cma-es"}),
+    "f-lora": Method("F-LoRA", FREE, "lora:LayerwiseLora", 50, _PAPER, {"optimizer": "lotfwa"}),
+}
 """By the names that `compare` takes, in the order of its tables."""
 
 
