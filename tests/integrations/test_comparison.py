@@ -9,9 +9,10 @@ import sys
 import time
 
 import pytest
+from tiny import build_model, kind_of
 
 from integrations import UserError
-from integrations.comparison import RESULTS, Comparison, compare, read_outcomes
+from integrations.comparison import RESULTS, Comparison, compare, read_outcomes, run_trial
 from integrations.comparison_plots import plot_comparison
 from integrations.comparison_summary import summarize
 from integrations.methods.registry import METHODS, choose_methods
@@ -145,3 +146,30 @@ def test_a_killed_comparison_goes_on(saved_model, data, tmp_path):
     first, second = (tmp_path / RESULTS).read_text().splitlines()
     assert first == before
     assert json.loads(second)["outcome"]["method"] == "f-lora"
+
+
+@pytest.fixture(scope="module", params=["llama", "roberta"])
+def long_model(request, tmp_path_factory, word_tokenizer):
+    """Folder with a random model that has words and room for soft prompts of fifty tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    tokenizer = word_tokenizer(kind_of(request.param))
+    tokenizer.add_tokens([f"x{i}" for i in range(1000)])
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    build_model(request.param, **size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_from_a_causal_and_a_masked_model(long_model, data, method):
+    """What did best on dev is what is tested, and the same seed gives the same."""
+    comparison = Comparison(str(long_model), "sst2", str(data), shots=4, budget=12)
+    outcome, again = (run_trial(comparison, method, 0) for _ in range(2))
+    assert 0 <= outcome.score <= 1
+    # GAP3 looks for words, which are no numbers.
+    assert (outcome.parameters == 0) == (method in ("manual", "in-context", "gap3"))
+    assert (outcome.evaluations > 0) == (method not in ("manual", "in-context"))
+    best = max(outcome.course, key=lambda look: (look["score"], -look["loss"]))
+    assert outcome.dev_score == best["score"]
+    assert (outcome.score, outcome.loss) == (again.score, again.loss)
