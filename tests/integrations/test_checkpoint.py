@@ -114,7 +114,7 @@ class Killer:
 
 @pytest.mark.parametrize(
     ("optimizer", "schedule"),
-    [*((name, "generation-major") for name in POPSIZES), ("lm-ma-es", "joint")],
+    [*((name, "generation-major") for name in POPSIZES), ("lotfwa", "joint")],
 )
 def test_a_run_killed_at_any_file_operation_ends_as_one_left_alone(
     start, alone, tmp_path, optimizer, schedule
@@ -124,7 +124,8 @@ def test_a_run_killed_at_any_file_operation_ends_as_one_left_alone(
         whole = Killer(patch, at=10**6)
         assert outcome_of(start(**run, checkpoint=tmp_path / "whole")) == alone(**run)
     # Where it is killed does not depend on the optimizer: all moments for one, some for the others.
-    for at in range(0, whole.count, 1 if optimizer == "lotfwa" else 5):
+    every = 1 if (optimizer, schedule) == ("lotfwa", "generation-major") else 5
+    for at in range(0, whole.count, every):
         folder = tmp_path / str(at)
         with pytest.MonkeyPatch.context() as patch:
             Killer(patch, at)
