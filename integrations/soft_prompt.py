@@ -29,7 +29,7 @@ def add_offsets(
         UserError: When the model runs, if the offsets do not fit the batch's soft prompts.
     """
     if layer == 0:
-        embeddings = arch.model.get_input_embeddings()  # type: ignore[no-untyped-call]
+        embeddings = arch.model.get_input_embeddings()
         patches.after(embeddings, lambda _, y: batch.add_at_soft(y, offsets))
     else:
         patches.before(arch.layers[layer], lambda x: batch.add_at_soft(x, offsets))
