@@ -114,7 +114,7 @@ class CMAES(EvolutionStrategy):
         # Eq. 43, with A^-1 step, which is the same combination of the z, for C^-1/2 step.
         gain = sqrt(p.c_sigma * (2 - p.c_sigma) * p.mueff)
         self._p_sigma = (1 - p.c_sigma) * self._p_sigma + gain * (positive @ parents_z)
-        length = float(np.linalg.norm(self._p_sigma))
+        length = sqrt(self._p_sigma @ self._p_sigma)
         # Eq. 44; the change is limited to a factor of e because of foreign points (Hansen 2011,
         # Delta_sigma^max = 1).
         log_change = (p.c_sigma / p.d_sigma) * (length / p.chi_n - 1)
@@ -133,9 +133,9 @@ class CMAES(EvolutionStrategy):
         weights[p.mu :] *= self.dim / np.maximum((bad * bad).sum(axis=1), np.finfo(float).eps)
         lost = (1 - h_sigma) * p.c_c * (2 - p.c_c)  # what p_c lacks while it is stopped
         decay = 1 + p.c_1 * lost - p.c_1 - p.c_mu * float(p.weights.sum())
-        self._covariance.update(  # Eq. 47
-            decay, np.concatenate([self._p_c[np.newaxis], y]), np.append(p.c_1, p.c_mu * weights)
-        )
+        rows = np.concatenate([self._p_c[np.newaxis], y])
+        coefficients = np.concatenate([[p.c_1], p.c_mu * weights])
+        self._covariance.update(decay, rows, coefficients)  # Eq. 47
 
     def _path(self) -> FloatArray:
         return self._p_c

@@ -190,7 +190,7 @@ class Optimizer(ABC):
                 raise ValueError(f"candidate {first} was told before; its generation is complete")
             have = f"this optimizer waits for ids {known}" if len(self._told) else "call ask first"
             raise ValueError(f"candidate {first} was never handed out; {have}")
-        if len(np.unique(index)) != len(index):
+        if np.bincount(index).max() > 1:
             raise ValueError(f"each id may appear once in a tell; got {ids.tolist()}")
         twice = self._told[index]
         if twice.any():
@@ -241,9 +241,10 @@ class Optimizer(ABC):
 
     def _keep_best(self, x: FloatArray, losses: FloatArray) -> None:
         losses = np.where(np.isfinite(losses), losses, np.inf)
-        if losses.size and losses.min() < self._best_fun:
+        if losses.size:
             i = int(losses.argmin())
-            self._best_x, self._best_fun = x[i].copy(), float(losses[i])
+            if losses[i] < self._best_fun:
+                self._best_x, self._best_fun = x[i].copy(), float(losses[i])
 
     def reset_best(self) -> None:
         """Forget the best point, because the objective has changed and its loss no longer holds.

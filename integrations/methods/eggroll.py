@@ -35,8 +35,9 @@ class EGGROLL(ZerothOrderLearner):
     with ``freeze_nonlora``, nothing but matrices is tuned.
 
     What differs from that code: the matrices are those of queries and values, as with the other
-    methods here, and not all; a member's fitness is its loss on the whole training set; the
-    population is small.
+    methods here, and not all; a member's fitness is its loss on the whole training set; and the
+    default population is one that a CPU can afford, where theirs has up to a thousand members a
+    GPU.
 
     The matrices are the model's own weights, which are edited. All members are evaluated as
     low-rank deltas beside them, so that nothing of a matrix's size is kept for each.
@@ -64,7 +65,7 @@ class EGGROLL(ZerothOrderLearner):
         *,
         targets: Sequence[str] = ("q", "v"),
         rank: int = 1,
-        popsize: int = 32,
+        popsize: int = 16,
         sigma: float = 1e-3,
         learning_rate: float = 1.0,
         members_a_step: int = 4,
@@ -86,7 +87,10 @@ class EGGROLL(ZerothOrderLearner):
         self._losses = np.empty(0)  # of the members evaluated so far
 
     def _draw(self) -> JointCandidates:
-        """The members of a generation: each pair's sigma E and -sigma E follow each other."""
+        """The members of a generation: each pair's sigma E and -sigma E follow each other.
+
+        `Factors` has the transposes: its A is the paper's B^T, its B sigma / sqrt(r) times A^T.
+        """
         model, pairs = self.arch.model, self.popsize // 2
         signs = torch.tensor([1.0, -1.0]).repeat(pairs)[:, None, None]
         layers: dict[int, dict[str, Factors]] = {}

@@ -83,7 +83,7 @@ class MeZO(ZerothOrderLearner):
         order = torch.randperm(len(self._train), generator=self.rng)
         self._batches = [
             self._evaluator([self._train[i] for i in rows.tolist()])
-            for rows in order.split(batch_size)
+            for rows in torch.split(order, batch_size)
         ]
         self._steps = 0
 
@@ -98,7 +98,7 @@ class MeZO(ZerothOrderLearner):
     def _candidates(self, points: Tensor) -> JointCandidates:
         """The factors that points (P, d) stand for."""
         sizes = [self.rank * n for _, t in self._targets for n in (t.in_features, t.out_features)]
-        parts = iter(points.to(self.arch.model.dtype).split(sizes, dim=1))
+        parts = iter(torch.split(points.to(self.arch.model.dtype), sizes, dim=1))
         layers: dict[int, dict[str, Factors]] = {}
         for layer, target in self._targets:
             a = next(parts).reshape(-1, self.rank, target.in_features)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +39,8 @@ class ZerothOrderLearner:
     parameters: int
 
     def __init__(self, trial: Trial, targets: Sequence[str], speedups: Speedups) -> None:
-        self.arch = describe(trial.arch.model.eval(), tuple(targets))
+        trial.arch.model.train(False)
+        self.arch = describe(trial.arch.model, tuple(targets))
         self.rng = torch.Generator().manual_seed(trial.seed)
         self.evaluations = 0.0
         self._encoder = trial.encoder
@@ -76,12 +76,12 @@ class ZerothOrderLearner:
 def require_whole(**values: Any) -> None:
     """Raise UserError unless each value, given by its name, is a whole number of 1 or more."""
     for name, value in values.items():
-        if not (isinstance(value, numbers.Integral) and value >= 1):
+        if not (isinstance(value, int | np.integer) and value >= 1):
             raise UserError(f"{name} must be a whole number of 1 or more; got {value!r}.")
 
 
 def require_positive(**values: Any) -> None:
     """Raise UserError unless each value, given by its name, is a finite number above 0."""
     for name, value in values.items():
-        if not (isinstance(value, numbers.Real) and math.isfinite(value) and value > 0):
+        if not (isinstance(value, int | float | np.number) and 0 < value < math.inf):
             raise UserError(f"{name} must be a number above 0; got {value!r}.")
