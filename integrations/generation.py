@@ -100,9 +100,7 @@ class GenerationEvaluator:
         """Candidates that generate at once."""
         return self.block_size or 1
 
-    def choose_block_size(
-        self, candidates: Candidates, adapter: Adapter, workers: int = 1
-    ) -> None:
+    def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Leave it: how many fit is known from the start."""
 
     def evaluate(self, layer: int, factors: LayerFactors, adapter: Adapter) -> np.ndarray:
@@ -149,9 +147,7 @@ class GenerationEvaluator:
             block = candidates[start : start + size]
             texts = [[""] * len(self.examples) for _ in range(len(block))]
             for batch in self.batches:
-                for mine, found in zip(
-                    texts, self._generate(batch, block, adapter), strict=True
-                ):
+                for mine, found in zip(texts, self._generate(batch, block, adapter), strict=True):
                     for place, text in zip(batch.order.tolist(), found, strict=True):
                         mine[place] = text
             yield from texts
@@ -160,9 +156,7 @@ class GenerationEvaluator:
         return -float(np.mean(self.scores(texts, self.examples)))
 
     @torch.inference_mode()
-    def _generate(
-        self, batch: PromptBatch, block: Candidates, adapter: Adapter
-    ) -> list[list[str]]:
+    def _generate(self, batch: PromptBatch, block: Candidates, adapter: Adapter) -> list[list[str]]:
         """Answers of a block of P candidates to one batch's prompts, (P, N)."""
         copies = len(block)
         ids, mask = _left_padded(batch) if self.arch.kind == "causal" else (batch.ids, batch.real)

@@ -49,9 +49,7 @@ class Evaluator(Protocol):
     def pass_size(self) -> int:
         """Candidates in one forward pass, once that is chosen."""
 
-    def choose_block_size(
-        self, candidates: Candidates, adapter: Adapter, workers: int = 1
-    ) -> None:
+    def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Choose how many candidates go into a forward pass, unless that is known.
 
         Args:

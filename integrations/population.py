@@ -190,9 +190,7 @@ class PopulationEvaluator:
         return self.loss(logits, torch.from_numpy(self.labels)).numpy()
 
     @torch.inference_mode()
-    def choose_block_size(
-        self, candidates: Candidates, adapter: Adapter, workers: int = 1
-    ) -> None:
+    def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Measure how many candidates go into a forward pass, unless that is known or there is one.
 
         Args:

@@ -82,18 +82,19 @@ class Joint:
 class CostAware:
     """Sweeps in which layers come the more often, the more a visit lowers the loss for its cost.
 
-    Adaptive coordinate frequencies (Glasmachers & Dogan, arXiv 1401.3737, Algorithms 2 and 3) for
-    blocks of coordinates that differ in cost. Each layer has a preference p, 1 at first. A visit
-    that lowers the loss by Δ for a work w, which is the layers that run times the candidates that
-    run through them, changes its layer's preference to
+    Adaptive coordinate frequencies (Glasmachers & Dogan, arXiv 1401.3737) for blocks of coordinates
+    that differ in cost. Each layer has a preference p, 1 at first. A visit that lowers the loss by
+    Δ for a work w, which is candidates times layers that run, changes its layer's preference to
 
-        p exp(c (Δ / w / r - 1)), kept between 1/20 and 20
+        p exp(c (Δ / w / r - 1))
 
     where c = 1/5 and r is the mean of Δ / w that fades by 1/n a visit, n being the number of
     layers. The first sweep visits each layer once and gives r its start. A later one visits layer
-    l on average n p_l / Σ p times; what is left of a visit counts in the next sweep, so that no
-    layer is left out for ever. Within a sweep visits keep the layers' order, where the paper
-    shuffles them: hidden states kept for one layer then serve the next.
+    l on average n p_l / Σ p times; what is left of a visit counts in the next sweep.
+
+    Two things differ, as a layer sees dozens of visits and not thousands. Preferences are kept
+    between 1/5 and 5, not 1/20 and 20, so that none is left out for long. And within a sweep visits
+    keep the layers' order and are not shuffled: hidden states kept for one layer serve the next.
 
     Work is counted and not timed, so a run can be repeated.
 
@@ -106,7 +107,7 @@ class CostAware:
     costs: Mapping[int, float]
 
     RATE = 1 / 5
-    LEAST, MOST = 1 / 20, 20.0
+    LEAST, MOST = 1 / 5, 5.0
 
     @property
     def stops(self) -> Sequence[Stop]:
