@@ -278,7 +278,7 @@ class PopulationEvaluator:
     def _cut_head(self, patches: Patches, arch: Architecture) -> None:
         """Let the head of the model, or of a replica, compute what `_read` needs and no more."""
         if self.speedups.answer_head and arch.output is not None:
-            _keep_label_words(patches, arch.output, self.label_ids)
+            keep_label_words(patches, arch.output, self.label_ids)
 
     def _read(self, logits: Tensor, batch: PromptBatch) -> Tensor:
         """What is kept (P, N, C) of the head's output (P, N, width) at the answers."""
@@ -330,7 +330,7 @@ def _resized(factors: Factors, target: Target) -> Factors:
     return Factors(a, b)
 
 
-def _keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:
+def keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:
     """Let the head's last layer compute the label words' rows only."""
     frozen = output.forward
     weight: Any = getattr(output, "weight", None)
