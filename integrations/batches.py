@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from integrations.architectures import Kind
+from integrations.errors import UserError
 from integrations.packing import Segment, attend_within
 from integrations.prompts import Prompt
 
@@ -40,6 +41,7 @@ class PromptBatch:
         answer_rows: (N,) row of each answer.
         answers: (N,) answer position in that row; with a decoder, in its input's.
         labels: (N,) right labels, or the tokens that are to follow.
+        soft: (K, n) where each prompt's soft-prompt tokens are among the R * T tokens.
         decoder_ids: (R, S) input of the decoder; None for models without one.
     """
 
@@ -52,6 +54,7 @@ class PromptBatch:
     answer_rows: Tensor
     answers: Tensor
     labels: Tensor
+    soft: Tensor
     decoder_ids: Tensor | None = None
 
     def __len__(self) -> int:
@@ -103,6 +106,24 @@ class PromptBatch:
         x = y.new_zeros(copies, *ids.shape, y.shape[-1])
         x[:, self.answer_rows, self.answers] = y.view(copies, len(self), -1)
         return x.flatten(0, 1)
+
+    def add_at_soft(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """The (P * R, T, h) that has offsets (P, n, h) added at each prompt's soft-prompt tokens.
+
+        Offsets (1, n, h) are added to all copies alike.
+
+        Raises:
+            UserError: If the offsets have another length or width.
+        """
+        expected = (self.soft.shape[1], x.shape[-1])
+        if offsets.shape[1:] != expected:
+            raise UserError(
+                f"the prompts have {expected[0]} soft-prompt tokens of width {expected[1]} at this "
+                f"layer; got offsets of shape {tuple(offsets.shape[1:])}."
+            )
+        y = x.reshape(-1, self.ids.numel(), x.shape[-1]).clone()
+        y[:, self.soft] += offsets.to(y.dtype).unsqueeze(1)
+        return y.reshape(x.shape)
 
 
 # One more batch costs about as much as these many tokens, since the weights are streamed from
@@ -164,7 +185,12 @@ def make_batches(
         first_position: What the model calls the place of a prompt's first token.
         max_tokens: Most tokens in a batch, padding among them; a longer single prompt is a batch
             of its own. None for `MOST_TOKENS`.
+
+    Raises:
+        UserError: If the soft prompts are of different lengths, do not lie in their prompts, or
+            are for an encoder-decoder.
     """
+    _check_soft(prompts, kind)
     lengths = [len(prompt.ids) for prompt in prompts]
     most = MOST_TOKENS[layout] if max_tokens is None else max_tokens
     if layout == "packed":
@@ -214,6 +240,7 @@ def _pack(
         answer_rows=torch.zeros_like(rows, device=device),
         answers=(starts[rows] + answers).to(device),
         labels=torch.tensor(all_labels(chosen), device=device),
+        soft=_soft(chosen, starts).to(device),
     )
 
 
@@ -247,6 +274,7 @@ def _pad(
         answer_rows=rows.to(device),
         answers=answers.to(device),
         labels=torch.tensor(all_labels(chosen), device=device),
+        soft=_soft(chosen, ids.shape[1] * torch.arange(len(chosen))).to(device),
         decoder_ids=decoder_ids.to(device) if kind == "seq2seq" else None,
     )
 
@@ -254,6 +282,28 @@ def _pad(
 def all_labels(prompts: Sequence[Prompt]) -> list[int]:
     """What each answer of some prompts should be: (N,) labels, or tokens that are to follow."""
     return [label for p in prompts for label in (p.targets or (p.label,))]
+
+
+def _soft(chosen: Sequence[Prompt], starts: Tensor) -> Tensor:
+    """(K, n) where soft prompts lie among all tokens, given where their prompts (K,) start."""
+    begin, length = torch.tensor([prompt.soft for prompt in chosen]).unbind(1)
+    return (starts + begin).unsqueeze(1) + torch.arange(int(length[0]))
+
+
+def _check_soft(prompts: Sequence[Prompt], kind: Kind) -> None:
+    """Refuse soft prompts that cannot be found by `_soft`."""
+    lengths = {prompt.soft[1] for prompt in prompts}
+    if len(lengths) > 1:
+        raise UserError(f"all soft prompts must have one length; got {sorted(lengths)}.")
+    if any(lengths) and kind == "seq2seq":
+        raise UserError("soft prompts are for causal and masked models, not encoder-decoders.")
+    for prompt in prompts:
+        start, length = prompt.soft
+        if start < 0 or start + length > len(prompt.ids):
+            raise UserError(
+                f"a soft prompt of {length} tokens from place {start} on does not lie in a prompt "
+                f"of {len(prompt.ids)} tokens."
+            )
 
 
 def _order(prompts: Sequence[Prompt], group: Sequence[int]) -> Tensor:

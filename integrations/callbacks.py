@@ -20,7 +20,7 @@ from typing import Any
 
 from integrations.errors import UserError
 from integrations.history import DevScore
-from integrations.search import Visit
+from integrations.visit import Visit
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ killed at any moment leaves that one or the new one. The last two are kept.
     layer-08-000020.safetensors
     state-000019.safetensors
     state-000020.safetensors       the newest: points, history, and where each layer's state is
+
+Where all layers have one optimizer, its files are called layer-all.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dfo_core.adapters.native import NAMES
 from dfo_core.validation import FloatArray
 from integrations.errors import UserError
 from integrations.history import History
+from integrations.visit import Stop
 
 FORMAT = 1
 KEPT = 2
@@ -38,7 +41,7 @@ SHARE = 0.1
 """Most of a run's time that goes into checkpoints; generations are left out if need be."""
 
 _STATE = re.compile(r"state-(\d+)\.safetensors")
-_OURS = re.compile(r"\.?(state|layer-\d+)-\d+\.safetensors(\.\d+\.\d+\.tmp)?")
+_OURS = re.compile(r"\.?(state|layer-(\d+|all))-\d+\.safetensors(\.\d+\.\d+\.tmp)?")
 
 
 class CheckpointWarning(UserWarning):
@@ -121,7 +124,7 @@ def holds_run(folder: Path) -> bool:
     return folder.is_dir() and any(_STATE.fullmatch(path.name) for path in folder.iterdir())
 
 
-def require_state(optimizers: Mapping[int, Optimizer], name: str) -> None:
+def require_state(optimizers: Mapping[Stop, Optimizer], name: str) -> None:
     """Raise UserError if an optimizer, called ``name``, cannot be saved."""
     if not all(optimizer.supports_state for optimizer in optimizers.values()):
         raise UserError(
@@ -138,7 +141,9 @@ class Checkpoint:
         folder: The folder.
         arguments: What must be the same for a run to continue, as text by name.
         budget: Evaluations of the whole run; may be larger than before.
-        optimizers: Each tuned layer's optimizer; `load` puts continued ones in place.
+        optimizers: Each tuned layer's optimizer, or that of all; `load` puts continued ones in
+            place.
+        dims: For each tuned layer the length of its z.
 
     Raises:
         UserError: If the folder is something else.
@@ -149,14 +154,16 @@ class Checkpoint:
         folder: str | Path,
         arguments: Mapping[str, str],
         budget: int,
-        optimizers: dict[int, Optimizer],
+        optimizers: dict[Stop, Optimizer],
+        dims: Mapping[int, int],
     ) -> None:
         self.folder = _as_folder(folder)
         self.arguments = dict(arguments)
         self.budget = budget
         self.optimizers = optimizers
+        self.dims = dims
         self._run = secrets.token_hex(8)  # tells this run's files from those of another one
-        self._layers: dict[int, int] = {}  # visits in the name of each layer's newest file
+        self._layers: dict[Stop, int] = {}  # visits in the name of each layer's newest file
         self._written = 0  # visits in the newest state
         self._needed: list[set[str]] = []  # names of the files that each kept state needs
         self._due = -math.inf
@@ -218,7 +225,7 @@ class Checkpoint:
             self._save(path, len(visits), layer=layer, state=self.optimizers[layer].state_dict())
             self._layers[layer] = len(visits)
         path = self.folder / f"state-{len(visits):06d}.safetensors"
-        layers = {str(layer): number for layer, number in self._layers.items()}
+        layers = {_key(layer): number for layer, number in self._layers.items()}
         about = {"arguments": self.arguments, "layers": layers, "state": state.to_dict()}
         self._save(path, len(visits), **about)
         self._written = len(visits)
@@ -231,11 +238,11 @@ class Checkpoint:
         file = _load(path, {"arguments", "layers", "state"})
         self._compare(path, file)
         try:
-            layers = {int(layer): int(visits) for layer, visits in file["layers"].items()}
-            dims = {layer: optimizer.dim for layer, optimizer in self.optimizers.items()}
-            state = RunState.from_dict(file["state"], dims)
+            stops = {_key(stop): stop for stop in self.optimizers}
+            layers = {stops[key]: int(visits) for key, visits in file["layers"].items()}
+            state = RunState.from_dict(file["state"], self.dims)
             visits = {file["visits"], len(state.history.visits)}
-            if visits != {number} or layers.keys() - dims.keys():
+            if visits != {number}:
                 raise ValueError(f"it is of {len(state.history.visits)} visits")
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise _Unusable(f"{path} is damaged or misnamed ({error})") from None
@@ -268,7 +275,7 @@ class Checkpoint:
                 "resume=False (--overwrite)."
             )
 
-    def _read_layer(self, layer: int, visits: int, state: Path, run: str) -> Optimizer:
+    def _read_layer(self, layer: Stop, visits: int, state: Path, run: str) -> Optimizer:
         """The optimizer of a layer that a run's state speaks of."""
         path = self.folder / _layer_file(layer, visits)
         file = _load(path, {"layer", "state"})
@@ -285,7 +292,7 @@ class Checkpoint:
     def _save(self, path: Path, visits: int, **content: Any) -> None:
         save_state(path, {"format": FORMAT, "run": self._run, "visits": visits, **content})
 
-    def _layer_files(self, layers: Mapping[int, int]) -> list[str]:
+    def _layer_files(self, layers: Mapping[Stop, int]) -> list[str]:
         return [_layer_file(layer, visits) for layer, visits in layers.items()]
 
     def _files(self) -> list[Path]:
@@ -309,8 +316,12 @@ def _as_folder(folder: Any) -> Path:
     return path
 
 
-def _layer_file(layer: int, visits: int) -> str:
-    return f"layer-{layer:02d}-{visits:06d}.safetensors"
+def _key(layer: Stop) -> str:
+    return "all" if layer is None else str(layer)
+
+
+def _layer_file(layer: Stop, visits: int) -> str:
+    return f"layer-{_key(layer):0>2}-{visits:06d}.safetensors"
 
 
 def _load(path: Path, keys: set[str]) -> dict[str, Any]:

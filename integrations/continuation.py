@@ -1,4 +1,4 @@
-"""Log-likelihoods of reference continuations, for many candidates of one layer at a time."""
+"""Log-likelihoods of reference continuations, for many candidates at a time."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from dfo_core import Optimizer
 from dfo_core.serialization import state_digest
 from integrations.population import Speedups
 from integrations.prompts import Prompt
+from integrations.visit import Stop
 
 # Entries of a configuration that say where the model came from and not what it computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -26,7 +27,7 @@ def fingerprint(
     speedups: Speedups,
     model: PreTrainedModel,
     encoder: Any,
-    optimizers: Mapping[int, Optimizer],
+    optimizers: Mapping[Stop, Optimizer],
 ) -> dict[str, str]:
     """What must be the same for a run to continue, by name and as text.
 

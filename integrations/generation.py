@@ -1,4 +1,4 @@
-"""Greedy answers of many candidates of one layer, generated in one batch."""
+"""Greedy answers of many candidates, generated in one batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
 from integrations.batches import PromptBatch, make_batches
+from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.errors import UserError
 from integrations.memory import MB, bytes_per_token
 from integrations.objective import Score
@@ -29,10 +30,10 @@ reads all weights for each token, so many candidates at once pay off on a CPU as
 
 
 class GenerationEvaluator:
-    """Evaluates candidates of one layer at a time by the score of what they write.
+    """Evaluates candidates by the score of what they write.
 
     A batch holds each prompt once for each candidate, candidate by candidate. Each of these rows
-    has its candidate's deltas at the tuned layer and its own part of the key-value cache; the
+    has its candidate's deltas in the tuned layers and its own part of the key-value cache; the
     model's own `generate` runs, which takes the likeliest token at each step. What the model's
     generation configuration says beyond sampling and beams, such as a repetition penalty, holds.
 
@@ -99,14 +100,16 @@ class GenerationEvaluator:
         """Candidates that generate at once."""
         return self.block_size or 1
 
-    def choose_block_size(
-        self, candidates: LayerFactors, adapter: Adapter, workers: int = 1
-    ) -> None:
+    def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Leave it: how many fit is known from the start."""
 
-    def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
+    def evaluate(self, layer: int, factors: LayerFactors, adapter: Adapter) -> np.ndarray:
+        """Minus the mean score of each candidate for one layer: `losses` in short."""
+        return self.losses(LayerCandidates(layer, factors), adapter)
+
+    def losses(self, candidates: Candidates, adapter: Adapter) -> np.ndarray:
         """Minus the mean score of each candidate; see `integrations.objective.Evaluator`."""
-        return np.array([self._loss(texts) for texts in self.texts(layer, candidates, adapter)])
+        return np.array([self._loss(texts) for texts in self.texts(candidates, adapter)])
 
     def loss_in_place(self, adapter: Adapter) -> float:
         """Minus the mean score with the deltas in place."""
@@ -129,7 +132,7 @@ class GenerationEvaluator:
         done = 0
         texts = [""] * len(self.examples)
         for batch in self.batches:
-            (found,) = self._generate(batch, len(self.arch.layers), {}, adapter)
+            (found,) = self._generate(batch, IN_PLACE, adapter)
             for place, text in zip(batch.order.tolist(), found, strict=True):
                 texts[place] = text
             done += len(batch)
@@ -137,17 +140,14 @@ class GenerationEvaluator:
                 progress(done, len(texts))
         return texts
 
-    def texts(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> Iterator[list[str]]:
-        """Each candidate's answer to each example; arguments as for `evaluate`."""
-        count = len(next(iter(candidates.values())))
-        size = self.block_size or count
-        for start in range(0, count, size):
-            block = {name: factors[start : start + size] for name, factors in candidates.items()}
-            texts = [[""] * len(self.examples) for _ in range(min(size, count - start))]
+    def texts(self, candidates: Candidates, adapter: Adapter) -> Iterator[list[str]]:
+        """Each candidate's answer to each example; arguments as for `losses`."""
+        size = self.block_size or len(candidates)
+        for start in range(0, len(candidates), size):
+            block = candidates[start : start + size]
+            texts = [[""] * len(self.examples) for _ in range(len(block))]
             for batch in self.batches:
-                for mine, found in zip(
-                    texts, self._generate(batch, layer, block, adapter), strict=True
-                ):
+                for mine, found in zip(texts, self._generate(batch, block, adapter), strict=True):
                     for place, text in zip(batch.order.tolist(), found, strict=True):
                         mine[place] = text
             yield from texts
@@ -156,21 +156,15 @@ class GenerationEvaluator:
         return -float(np.mean(self.scores(texts, self.examples)))
 
     @torch.inference_mode()
-    def _generate(
-        self, batch: PromptBatch, layer: int, block: LayerFactors, adapter: Adapter
-    ) -> list[list[str]]:
-        """Answers of a block of P candidates to one batch's prompts, (P, N).
-
-        ``layer`` may be one past the last, for the deltas in place and no candidate.
-        """
-        copies = len(next(iter(block.values()))) if block else 1
+    def _generate(self, batch: PromptBatch, block: Candidates, adapter: Adapter) -> list[list[str]]:
+        """Answers of a block of P candidates to one batch's prompts, (P, N)."""
+        copies = len(block)
         ids, mask = _left_padded(batch) if self.arch.kind == "causal" else (batch.ids, batch.real)
         start = ids.shape[1] if self.arch.kind == "causal" else 1
         stop = _Stop(self.encoder, start)
         with Patches() as patches:
-            patches.add_deltas(adapter.deltas(self.arch, 0, layer))
-            patches.add_deltas(adapter.deltas(self.arch, layer + 1, len(self.arch.layers)))
-            patches.add_deltas([(self.arch.targets[layer][n], f) for n, f in block.items()])
+            block.beside(adapter).apply(patches, self.arch, batch)
+            block.apply(patches, self.arch, batch, None)
             model: Any = self.arch.model
             tokens = model.generate(
                 input_ids=ids.repeat(copies, 1),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from integrations.search import Visit
+from integrations.visit import Visit
 
 
 @dataclass(frozen=True)

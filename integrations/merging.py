@@ -24,9 +24,14 @@ def merge(adapter: Adapter) -> None:
         adapter: The deltas.
 
     Raises:
-        UserError: If a projection is quantized: a small delta would be lost in its rounding. No
-            weight has been changed then.
+        UserError: If a projection is quantized, where a small delta would be lost in its rounding,
+            or a soft prompt is in place. No weight has been changed then.
     """
+    if adapter.prompted:
+        raise UserError(
+            "weights can take in deltas only, and there is a soft prompt in place at layers "
+            f"{adapter.prompted}."
+        )
     deltas = adapter.deltas(adapter.arch, 0, len(adapter.arch.layers))
     for target, _ in deltas:
         require_plain(target)

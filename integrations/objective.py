@@ -11,7 +11,7 @@ import numpy as np
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
 from integrations.batches import PromptBatch
-from integrations.spaces import LayerFactors
+from integrations.candidates import Candidates
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,21 @@ class Evaluator(Protocol):
     def pass_size(self) -> int:
         """Candidates in one forward pass, once that is chosen."""
 
-    def choose_block_size(
-        self, candidates: LayerFactors, adapter: Adapter, workers: int = 1
-    ) -> None:
+    def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Choose how many candidates go into a forward pass, unless that is known.
 
         Args:
-            candidates: Factors of P candidates.
-            adapter: The deltas in place.
+            candidates: P candidates.
+            adapter: What is in place.
             workers: Who share the candidates out; no block is larger than a share.
         """
 
-    def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
-        """Loss of each candidate for one layer, the others as they are in place.
+    def losses(self, candidates: Candidates, adapter: Adapter) -> np.ndarray:
+        """Loss of each candidate, with all that it does not replace as it is in place.
 
         Args:
-            layer: Index of the layer whose deltas the candidates replace.
-            candidates: Factors of P candidates for each of the layer's targets.
-            adapter: The deltas in place in all layers.
+            candidates: P candidates.
+            adapter: What is in place in all layers.
 
         Returns:
             (P,) float64 losses, lower is better; one that is not finite ranks worst.

@@ -14,6 +14,7 @@ import numpy as np
 from dfo_core import LoTFWA, Optimizer, as_optimizer
 from dfo_core.adapters.generic import require_ask_and_tell
 from integrations.errors import UserError
+from integrations.visit import Stop
 
 RADIUS = 3.0
 """Bounds of z in units of the reference delta, where an optimizer needs bounds."""
@@ -24,30 +25,36 @@ POPSIZES = {"lotfwa": 5, "cma-es": 10, "sep-cma-es": 10, "pycma": 10, "random": 
 LOTFWA_AMPLITUDE = 1.0
 """Starting amplitude of a firework, in the same units."""
 
+FULL_COVARIANCE = ("cma-es", "ipop-cma-es", "bipop-cma-es", "pycma", "cmaes", "nevergrad:cma")
+MOST_COORDINATES = 5000
+"""Most coordinates with a full covariance matrix: 200 MB, and half a minute a factorization."""
+
 
 def make_optimizers(
-    spec: Any, layers: Sequence[int], dim: int, seed: int, budget: int, popsize: int | None
-) -> dict[int, Optimizer]:
+    spec: Any, layers: Sequence[Stop], dim: int, seed: int, budget: int, popsize: int | None
+) -> dict[Stop, Optimizer]:
     """Build one optimizer a layer; each searches around zero, where the delta is zero.
 
     Args:
         spec: What `dfo_core.as_optimizer` takes, or ``"module:name"`` for a factory or class of
             the caller's own. An object with ``ask`` and ``tell`` is copied for each layer.
-        layers: The layers to tune.
-        dim: Length d of z.
+        layers: The layers to tune; None among them stands for one optimizer of all.
+        dim: Coordinates of each optimizer.
         seed: Every layer's generator is derived from it and the layer's index.
         budget: Evaluations of the whole run; optimizers that plan with their budget get a share.
         popsize: Candidates a generation; None for `POPSIZES` or the optimizer's own default.
 
     Raises:
-        UserError: If the name is unknown, a library is missing, or the object has no ask or tell.
+        UserError: If the name is unknown, a library is missing, the object has no ask or tell, or
+            a covariance matrix would be too large.
     """
     if isinstance(spec, str):
         spec = _imported(spec)
+    _check_size(spec, dim)
     optimizers = {}
     share = -(-budget // len(layers))
     for layer in layers:
-        rng = np.random.default_rng((seed, layer))
+        rng = np.random.default_rng(seed if layer is None else (seed, layer))
         try:
             optimizer = _build(spec, dim, rng, share, popsize)
         except (TypeError, ValueError, ImportError) as error:
@@ -55,6 +62,15 @@ def make_optimizers(
         optimizer.budget = None  # the run has one budget for all layers
         optimizers[layer] = optimizer
     return optimizers
+
+
+def _check_size(spec: Any, dim: int) -> None:
+    if dim > MOST_COORDINATES and isinstance(spec, str) and spec.lower() in FULL_COVARIANCE:
+        raise UserError(
+            f"optimizer {spec!r} would keep a covariance matrix of {dim} x {dim} numbers; more "
+            f"than {MOST_COORDINATES} coordinates are for 'lm-ma-es', 'sep-cma-es' or 'lotfwa'. "
+            "Or tune fewer layers, or lower dim."
+        )
 
 
 def can_save(spec: Any, dim: int, popsize: int | None) -> bool:

@@ -53,7 +53,15 @@ def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
         adapter: The deltas.
         folder: Where to; made if it is missing.
         rank: Rank r of each target's delta.
+
+    Raises:
+        UserError: If a soft prompt is in place, for which the format has no room.
     """
+    if adapter.prompted:
+        raise UserError(
+            "a LoRA adapter holds deltas only, and there is a soft prompt in place at layers "
+            f"{adapter.prompted}."
+        )
     arch = adapter.arch
     first = _by_module(arch.targets[0])
     full_rank = rank * max(len(members) for members in first.values())

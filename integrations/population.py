@@ -1,10 +1,12 @@
-"""Losses of many candidates for one layer, in as little work as the model allows.
+"""Losses of many candidates, in as little work as the model allows.
 
-A candidate differs from the deltas in place in one layer only. So, for the tuned layer l:
+Candidates (`integrations.candidates`) differ from what is in place in one layer, or in several of
+which l is the first. So:
 
 1. hidden states that enter layer l are the same for all candidates: computed once and kept
    (`integrations.prefix`), and the layers before l are skipped;
-2. the inputs of layer l's projections are shared, so the frozen projections run once;
+2. where their deltas differ, the inputs of layer l's projections are shared, so the frozen
+   projections run once;
 3. the head runs at the answer position and for the label words only, and so do the last layer's
    output projection and feed-forward part at the answer position;
 4. prompts lie end to end without padding (`integrations.packing`) or are batched by length;
@@ -28,8 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from integrations.adapter import Adapter
-from integrations.architectures import Architecture, Target
+from integrations.architectures import Architecture
 from integrations.batches import MOST_TOKENS, Layout, PromptBatch, all_labels, make_batches
+from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.lanes import Lanes
 from integrations.memory import plan_memory
 from integrations.metrics import METRICS, Loss
@@ -39,8 +42,7 @@ from integrations.patches import Patches
 from integrations.prefix import PrefixCache
 from integrations.prompts import Prompt
 from integrations.spaces import LayerFactors
-from integrations.tuned_layer import SharedBase, tune_layer
-from lora_kernels import Factors
+from integrations.tuned_layer import SharedBase
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Speedups:
     """The five steps that make population evaluation fast; all off is the naive loop.
 
     Attributes:
-        prefix_cache: Skip the layers before the tuned one.
-        shared_base: Run the tuned layer's frozen projections once for all candidates.
+        prefix_cache: Skip the layers before the first tuned one.
+        shared_base: Run that layer's frozen projections once for all candidates.
         answer_head: Run the head at the answer position, for the label words, and what follows
             the last layer's attention at the answer position.
         no_padding: Pack prompts end to end on a CPU, where the model allows it, and batch prompts
@@ -74,7 +76,7 @@ NAIVE = Speedups(False, False, False, False, blocks=1, side_by_side=False)
 
 
 class PopulationEvaluator:
-    """Evaluates candidates of one layer at a time on a fixed set of prompts.
+    """Evaluates candidates on a fixed set of prompts.
 
     Args:
         arch: The frozen model.
@@ -142,24 +144,36 @@ class PopulationEvaluator:
         on_cpu = self.arch.model.device.type == "cpu"
         return "packed" if on_cpu and can_pack(self.arch.model, longest) else "grouped"
 
-    @torch.inference_mode()
-    def evaluate(self, layer: int, candidates: LayerFactors, adapter: Adapter) -> np.ndarray:
-        """Loss of each candidate for one layer, the others as they are in place.
+    def evaluate(self, layer: int, factors: LayerFactors, adapter: Adapter) -> np.ndarray:
+        """Loss of each candidate for one layer's deltas: `losses` in short.
 
         Args:
             layer: Index of the layer whose deltas the candidates replace.
-            candidates: Factors of P candidates for each of the layer's targets.
-            adapter: The deltas in place in all layers.
+            factors: Factors of P candidates for each of the layer's targets.
+            adapter: What is in place in all layers.
 
         Returns:
             (P,) float64 losses.
         """
-        count = len(next(iter(candidates.values())))
+        return self.losses(LayerCandidates(layer, factors), adapter)
+
+    @torch.inference_mode()
+    def losses(self, candidates: Candidates, adapter: Adapter) -> np.ndarray:
+        """Loss of each candidate, with all that it does not replace as it is in place.
+
+        Args:
+            candidates: P candidates.
+            adapter: What is in place in all layers.
+
+        Returns:
+            (P,) float64 losses.
+        """
+        count = len(candidates)
         self.choose_block_size(candidates, adapter)
         size = self.pass_size
         if self.speedups.prefix_cache:
             for number in range(len(self.batches)):
-                self._prefix.prepare(number, layer, adapter)
+                self._prefix.prepare(number, candidates.first, adapter)
         shared = [SharedBase() for _ in self.batches]
         # Label logits are few, and a loss may look at all of them at once.
         logits = torch.empty(count, len(self.labels), self.width)
@@ -167,9 +181,8 @@ class PopulationEvaluator:
         @torch.inference_mode()  # which holds for the thread that it is called in
         def run(arch: Architecture, piece: int) -> None:
             rows = slice(piece * size, (piece + 1) * size)
-            block = {name: factors[rows] for name, factors in candidates.items()}
             for number, batch in enumerate(self.batches):
-                found = self._logits(arch, number, layer, block, adapter, shared[number])
+                found = self._logits(arch, number, candidates[rows], adapter, shared[number])
                 logits[rows, batch.order] = found.cpu()
 
         most = self._most_candidates // size if self.speedups.side_by_side else 1
@@ -177,20 +190,18 @@ class PopulationEvaluator:
         return self.loss(logits, torch.from_numpy(self.labels)).numpy()
 
     @torch.inference_mode()
-    def choose_block_size(
-        self, candidates: LayerFactors, adapter: Adapter, workers: int = 1
-    ) -> None:
+    def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Measure how many candidates go into a forward pass, unless that is known or there is one.
 
         Args:
-            candidates: Factors of P candidates.
-            adapter: The deltas in place.
+            candidates: P candidates.
+            adapter: What is in place.
             workers: Who share the candidates out; no block is larger than a share.
         """
-        count = len(next(iter(candidates.values())))
+        count = len(candidates)
         if self.block_size is None and count > 1:
-            share = {name: factors[: -(-count // workers)] for name, factors in candidates.items()}
-            self.block_size = self._measure_block_size(share, adapter)
+            share = candidates[: -(-count // workers)]
+            self.block_size = self._measure_block_size(share.typical(self.arch), adapter)
 
     @property
     def pass_size(self) -> int:
@@ -210,9 +221,7 @@ class PopulationEvaluator:
         done = 0
         out = np.empty((len(self.labels), self.width), dtype=np.float32)
         for number, batch in enumerate(self.batches):
-            logits = self._logits(
-                self.arch, number, len(self.arch.layers), {}, adapter, SharedBase()
-            )
+            logits = self._logits(self.arch, number, IN_PLACE, adapter, SharedBase())
             out[batch.order.numpy()] = logits[0].cpu().numpy()
             done += len(batch)
             if progress is not None:
@@ -235,31 +244,20 @@ class PopulationEvaluator:
         self,
         arch: Architecture,
         number: int,
-        layer: int,
-        block: LayerFactors,
+        block: Candidates,
         adapter: Adapter,
         shared: SharedBase,
     ) -> Tensor:
         """Label logits (P, N, C) of a block of P candidates on one batch.
 
-        ``arch`` is the model or a replica; ``layer`` may be one past the last, for the deltas in
-        place and no candidate.
+        ``arch`` is the model or a replica.
         """
-        batch = self.batches[number]
-        copies = len(next(iter(block.values()))) if block else 1
+        batch, copies = self.batches[number], len(block)
+        start = block.first if self.speedups.prefix_cache else 0
         with Patches() as patches:
-            if self.speedups.prefix_cache and block:
-                self._prefix.resume(patches, arch, number, layer, adapter, copies)
-            else:
-                patches.add_deltas(adapter.deltas(arch, 0, layer))
-            patches.add_deltas(adapter.deltas(arch, layer + 1, len(arch.layers)))
-            if block:
-                tune_layer(
-                    patches,
-                    [(arch.targets[layer][name], factors) for name, factors in block.items()],
-                    shared if self.speedups.shared_base else None,
-                    batch.rows,
-                )
+            self._prefix.resume(patches, arch, number, start, adapter, copies)
+            block.beside(adapter).apply(patches, arch, batch, start)
+            block.apply(patches, arch, batch, shared if self.speedups.shared_base else None)
             if self.speedups.answer_head:
                 for first, last in arch.tail:
                     patches.before(first, batch.at_answers)
@@ -285,25 +283,19 @@ class PopulationEvaluator:
         cut = self.speedups.answer_head and self.arch.output is not None
         return (logits if cut else logits[..., self.label_ids]).float()
 
-    def _measure_block_size(self, candidates: LayerFactors, adapter: Adapter) -> int:
-        """Candidates a forward pass that take the least time each, at the middle layer.
+    def _measure_block_size(self, candidates: Candidates, adapter: Adapter) -> int:
+        """Candidates a forward pass that take the least time each.
 
         A larger block has to win by a tenth, so that noise does not decide; one that does not fit
         into the device's memory has lost.
         """
-        layer, number = len(self.arch.layers) // 2, len(self.batches) // 2
-        fitting = {
-            target.name: _resized(factors, target)
-            for factors, target in zip(
-                candidates.values(), self.arch.targets[layer].values(), strict=True
-            )
-        }
+        number = len(self.batches) // 2
         best, best_time = 1, float("inf")
         size = 1
-        while size <= min(len(next(iter(fitting.values()))), self._most_candidates):
-            block = {name: factors[:size] for name, factors in fitting.items()}
+        while size <= min(len(candidates), self._most_candidates):
+            block = candidates[:size]
             try:
-                seconds = min(self._seconds(number, layer, block, adapter) for _ in range(2)) / size
+                seconds = min(self._seconds(number, block, adapter) for _ in range(2)) / size
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -314,20 +306,11 @@ class PopulationEvaluator:
             size *= 2
         return best
 
-    def _seconds(self, number: int, layer: int, block: LayerFactors, adapter: Adapter) -> float:
+    def _seconds(self, number: int, block: Candidates, adapter: Adapter) -> float:
         start = time.perf_counter()
-        logits = self._logits(self.arch, number, layer, block, adapter, SharedBase())
+        logits = self._logits(self.arch, number, block, adapter, SharedBase())
         logits.sum().item()  # reading a value waits for the device
         return time.perf_counter() - start
-
-
-def _resized(factors: Factors, target: Target) -> Factors:
-    """Factors as they are if they fit the target, else of its size; used for timing only."""
-    if factors.A.shape[2] == target.in_features and factors.B.shape[2] == target.out_features:
-        return factors
-    a = factors.A.new_zeros(*factors.A.shape[:2], target.in_features)
-    b = factors.B.new_zeros(*factors.B.shape[:2], target.out_features)
-    return Factors(a, b)
 
 
 def keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:

@@ -21,7 +21,7 @@ class _ReachedLayer(Exception):
 class PrefixCache:
     """Hidden states of each batch at the entrance of layers.
 
-    States are valid while the deltas of all earlier layers are those they were computed with.
+    States are valid while what is in place in all earlier layers is what they were computed with.
     Those of several layers are kept as far as memory allows, so a sweep in any order computes
     each layer about once.
 
@@ -74,7 +74,7 @@ class PrefixCache:
             arch: The model or a replica of it.
             number: Index of the batch.
             layer: The first layer that runs.
-            adapter: The deltas in place.
+            adapter: What is in place.
             copies: How often the batch is repeated.
         """
         if layer > 0:
@@ -87,7 +87,7 @@ class PrefixCache:
         Args:
             number: Index of the batch.
             layer: Index of the layer, at least 1.
-            adapter: The deltas in place.
+            adapter: What is in place.
         """
         states = self._states[number]
         for kept in [k for k, (versions, _) in states.items() if versions != _below(adapter, k)]:
@@ -114,9 +114,10 @@ class PrefixCache:
             if start > 0:
                 self._skip(patches, self.arch, number, start, states[start][1])
             self._note(patches, number)
-            patches.add_deltas(adapter.deltas(self.arch, start, stop))
+            # Before the adapter, so that what is kept has no layer's own soft prompt added yet.
             for layer in range(start + 1, stop + 1):
                 patches.before(self.arch.layers[layer], keep(layer))
+            adapter.apply(patches, self.arch, batch, start, stop)
             with suppress(_ReachedLayer):
                 batch.run(self.arch.model)
         self._evict(number, stop)

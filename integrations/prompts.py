@@ -57,6 +57,8 @@ class Prompt:
         label: Index of the right label word; -1 if there is none.
         decoder_ids: Input of the decoder; empty for models without one.
         targets: Tokens that are to follow, predicted from ``answer`` on; empty for a label word.
+        soft: Place of the first soft-prompt token among the ids, and how many there are. Their own
+            embeddings are where the soft prompt starts.
     """
 
     ids: tuple[int, ...]
@@ -64,6 +66,7 @@ class Prompt:
     label: int = -1
     decoder_ids: tuple[int, ...] = ()
     targets: tuple[int, ...] = ()
+    soft: tuple[int, int] = (0, 0)
 
     @property
     def answers(self) -> int:

@@ -19,9 +19,10 @@ import torch
 
 from dfo_core.validation import FloatArray
 from integrations.adapter import Adapter
+from integrations.candidates import Candidates, project_candidates
 from integrations.errors import UserError
 from integrations.objective import Evaluator
-from integrations.spaces import LayerFactors, LayerSpace
+from integrations.spaces import LayerSpace
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +37,7 @@ class Share:
     """What a replica evaluates of one generation.
 
     Attributes:
-        layer: The layer whose deltas the candidates replace.
+        layers: The layers whose deltas the candidates replace.
         z: (P, d) all candidates of the generation. All are projected, since the last digits of a
             matrix product depend on its size; a few kilobytes each.
         chosen: Which of them to evaluate.
@@ -45,7 +46,7 @@ class Share:
             not matter what a replica was told before.
     """
 
-    layer: int
+    layers: tuple[int, ...]
     z: FloatArray
     chosen: slice
     block_size: int
@@ -67,20 +68,24 @@ class Replica:
         self._placed: dict[int, FloatArray] = {}
 
     def evaluate(self, share: Share) -> FloatArray:
-        """Losses of the chosen candidates, as `PopulationEvaluator.evaluate` gives them."""
+        """Losses of the chosen candidates, as `PopulationEvaluator.losses` gives them."""
         self._place(share.placed)
-        factors = self._factors(share.layer, share.z)
-        chosen = {name: f[share.chosen] for name, f in factors.items()}
+        candidates = self._candidates(share.layers, share.z)
         self.evaluator.block_size = share.block_size
-        return self.evaluator.evaluate(share.layer, chosen, self.adapter)
+        return self.evaluator.losses(candidates[share.chosen], self.adapter)
 
     def pass_size(
-        self, layer: int, z: FloatArray, placed: Mapping[int, FloatArray], workers: int
+        self,
+        layers: tuple[int, ...],
+        z: FloatArray,
+        placed: Mapping[int, FloatArray],
+        workers: int,
     ) -> int:
         """How many of z (P, d) go into a forward pass, see `PopulationEvaluator`."""
         if self.evaluator.block_size is None:
             self._place(placed)
-            self.evaluator.choose_block_size(self._factors(layer, z), self.adapter, workers)
+            candidates = self._candidates(layers, z)
+            self.evaluator.choose_block_size(candidates, self.adapter, workers)
         return self.evaluator.pass_size
 
     def save(self, file: Path | IO[bytes]) -> None:
@@ -124,15 +129,14 @@ class Replica:
     def _place(self, placed: Mapping[int, FloatArray]) -> None:
         for layer, z in placed.items():
             if layer not in self._placed or not np.array_equal(z, self._placed[layer]):
-                self.adapter.place(layer, self._factors(layer, z[np.newaxis]))
+                self._candidates((layer,), z[np.newaxis]).place(self.adapter)
                 self._placed[layer] = z
         for layer in self._placed.keys() - placed.keys():
             self.adapter.place(layer, None)
             del self._placed[layer]
 
-    def _factors(self, layer: int, z: FloatArray) -> LayerFactors:
-        model = self.evaluator.arch.model
-        return self.spaces[layer].factors(z, model.device, model.dtype)
+    def _candidates(self, layers: tuple[int, ...], z: FloatArray) -> Candidates:
+        return project_candidates(self.evaluator.arch, self.spaces, layers, z)
 
 
 def _restore(storage: Any, place: str, device: torch.device) -> Any:

@@ -1,48 +1,26 @@
-"""The search: one optimizer a layer, each in turn against the deltas of all the others."""
+"""The search: one optimizer a layer, each in turn against all the others, or one for all layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from dfo_core import Optimizer
 from dfo_core.validation import FloatArray
 from integrations.adapter import Adapter
+from integrations.candidates import project_candidates
 from integrations.objective import Evaluator
 from integrations.schedule import Schedule
-from integrations.spaces import LayerFactors, LayerSpace
+from integrations.spaces import LayerSpace
+from integrations.visit import Stop, Visit
 
-Evaluate = Callable[[int, FloatArray, Mapping[int, FloatArray]], FloatArray]
-"""Losses (P,) of a layer's candidates z (P, d), given the z (d,) in place of each other layer."""
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What one generation of one layer brought.
-
-    Attributes:
-        number: Which visit it was, from zero.
-        layer: The layer.
-        evaluations: Candidates evaluated since the search began, this visit's among them.
-        best: Lowest loss among this visit's candidates; inf if none was finite.
-        loss: Training loss with the deltas in place after the visit.
-        improved: Whether a candidate took the layer's place.
-        invalid: Candidates of this visit whose loss was NaN or infinite.
-    """
-
-    number: int
-    layer: int
-    evaluations: int
-    best: float
-    loss: float
-    improved: bool
-    invalid: int
+Evaluate = Callable[[tuple[int, ...], FloatArray, Mapping[int, FloatArray]], FloatArray]
+"""Losses (P,) of candidates z (P, d) of some layers, given the z (d,) in place of each layer."""
 
 
 class LayerwiseSearch:
-    """Tunes layers in turn; a candidate takes a layer's place only if it lowers the loss.
+    """Tunes layers in turn, or at once; a candidate takes their place only if it lowers the loss.
 
     Each layer's optimizer sees its own vector z only, and a loss that also depends on what is in
     place in the other layers. So before a layer's generation its optimizer is told what its
@@ -51,8 +29,8 @@ class LayerwiseSearch:
     Args:
         evaluator: Gives candidates their losses on the training prompts.
         spaces: Each layer's search space.
-        optimizers: One for each layer that is tuned.
-        schedule: Which layer comes next.
+        optimizers: One for each of the schedule's stops.
+        schedule: Which stop comes next.
         budget: Most candidates to evaluate.
         elsewhere: Gives candidates their losses in place of ``evaluator``, by their z alone.
 
@@ -62,14 +40,15 @@ class LayerwiseSearch:
         loss: Training loss with the deltas in place.
         evaluations: Candidates evaluated so far.
         invalid: How many of them had a loss that was NaN or infinite.
-        visits: Generations so far.
+        start_loss: That of the frozen model.
+        visits: The generations so far.
     """
 
     def __init__(
         self,
         evaluator: Evaluator,
         spaces: Sequence[LayerSpace],
-        optimizers: Mapping[int, Optimizer],
+        optimizers: Mapping[Stop, Optimizer],
         schedule: Schedule,
         budget: int,
         elsewhere: Evaluate | None = None,
@@ -83,12 +62,12 @@ class LayerwiseSearch:
         self.adapter = Adapter(evaluator.arch)
         # At z = 0 both factors, and with them the delta, are zero.
         self.points: dict[int, FloatArray] = {
-            layer: np.zeros(spaces[layer].dim) for layer in optimizers
+            layer: np.zeros(spaces[layer].dim) for layer in schedule.layers
         }
-        self.loss = evaluator.loss_in_place(self.adapter)
+        self.loss = self.start_loss = evaluator.loss_in_place(self.adapter)
         self.evaluations = 0
         self.invalid = 0
-        self.visits = 0
+        self.visits: list[Visit] = []
 
     @property
     def left(self) -> int:
@@ -105,7 +84,7 @@ class LayerwiseSearch:
         """The deltas of some layers' z (d,), the other layers having none."""
         adapter = Adapter(self.evaluator.arch)
         for layer, z in points.items():
-            adapter.place(layer, self._factors(layer, z[np.newaxis]))
+            self._place_layer(adapter, layer, z)
         return adapter
 
     def restore(self, points: Mapping[int, FloatArray], visits: Sequence[Visit]) -> None:
@@ -119,66 +98,74 @@ class LayerwiseSearch:
         self.adapter = self.adapter_of(points)
         self.loss, self.evaluations = visits[-1].loss, visits[-1].evaluations
         self.invalid = sum(visit.invalid for visit in visits)
-        self.visits = len(visits)
+        self.visits = list(visits)
 
     def visit(self) -> Visit:
-        """Run one generation of the next layer's optimizer."""
-        layer = self.schedule.layer(self.visits)
-        optimizer = self.optimizers[layer]
+        """Run one generation of the optimizer that comes next."""
+        stop = self.schedule.next(self.visits, self.start_loss)
+        optimizer = self.optimizers[stop]
         invalid_before = self.invalid
-        best_z, best = self._refresh(layer)
+        best_z, best = self._refresh(stop)
         generation = optimizer.nit
         while self.left > 0 and optimizer.nit == generation:
             batch = optimizer.ask()[: self.left]
-            losses = self._evaluate(layer, batch.x)
+            losses = self._evaluate(stop, batch.x)
             optimizer.tell(batch, losses)
             best_z, best = _best(batch.x, losses, best_z, best)
         improved = best < self.loss
         if improved:
             self.loss = best
-            self._place(layer, best_z)
-        self.visits += 1
-        return Visit(
-            number=self.visits - 1,
-            layer=layer,
+            self._place(stop, best_z)
+        done = Visit(
+            number=len(self.visits),
+            layer=stop,
             evaluations=self.evaluations,
             best=best,
             loss=self.loss,
             improved=improved,
             invalid=self.invalid - invalid_before,
         )
+        self.visits.append(done)
+        return done
 
-    def _place(self, layer: int, z: FloatArray) -> None:
-        self.points[layer] = z.copy()
-        self.adapter.place(layer, self._factors(layer, z[np.newaxis]))
+    def _layers(self, stop: Stop) -> tuple[int, ...]:
+        return tuple(self.schedule.layers) if stop is None else (stop,)
 
-    def _factors(self, layer: int, z: FloatArray) -> LayerFactors:
-        model = self.evaluator.arch.model
-        return self.spaces[layer].factors(z, model.device, model.dtype)
+    def _place(self, stop: Stop, z: FloatArray) -> None:
+        layers = self._layers(stop)
+        for layer, part in zip(layers, np.split(z, len(layers)), strict=True):
+            self.points[layer] = part.copy()
+            self._place_layer(self.adapter, layer, part)
 
-    def _evaluate(self, layer: int, z: FloatArray) -> FloatArray:
+    def _place_layer(self, adapter: Adapter, layer: int, z: FloatArray) -> None:
+        arch = self.evaluator.arch
+        project_candidates(arch, self.spaces, (layer,), z[np.newaxis]).place(adapter)
+
+    def _evaluate(self, stop: Stop, z: FloatArray) -> FloatArray:
+        layers = self._layers(stop)
         if self.elsewhere is None:
-            losses = self.evaluator.evaluate(layer, self._factors(layer, z), self.adapter)
+            candidates = project_candidates(self.evaluator.arch, self.spaces, layers, z)
+            losses = self.evaluator.losses(candidates, self.adapter)
         else:
-            losses = self.elsewhere(layer, z, self.placed)
+            losses = self.elsewhere(layers, z, self.placed)
         self.evaluations += len(z)
         self.invalid += int(np.count_nonzero(~np.isfinite(losses)))
         return losses
 
-    def _refresh(self, layer: int) -> tuple[FloatArray, float]:
-        """Tell a layer's optimizer what is known of its loss now that other layers changed.
+    def _refresh(self, stop: Stop) -> tuple[FloatArray, float]:
+        """Tell an optimizer what is known of its loss now that other layers may have changed.
 
         Returns:
             The best point evaluated for that and its loss; inf if none was.
         """
-        optimizer = self.optimizers[layer]
-        incumbent = self.points[layer]
+        optimizer = self.optimizers[stop]
+        incumbent = np.concatenate([self.points[layer] for layer in self._layers(stop)])
         optimizer.reset_best()
         if not optimizer.accepts_foreign:
             return incumbent, np.inf
         others = optimizer.remembered
         others = others[(others != incumbent).any(axis=1)][: self.left]
-        losses = self._evaluate(layer, others) if len(others) else np.empty(0)
+        losses = self._evaluate(stop, others) if len(others) else np.empty(0)
         optimizer.tell_foreign(
             np.concatenate([incumbent[np.newaxis], others]), np.append(self.loss, losses)
         )

@@ -92,7 +92,10 @@ def tune(
             what it costs in the lower half and lowers the loss at least as much.
         budget: Candidates to evaluate, each on the whole training set.
         popsize: Candidates a generation; None for `optimizers.POPSIZES`.
-        schedule: ``"generation-major"``, one generation a layer in turn, or ``"block"``.
+        schedule: ``"generation-major"``, one generation a layer in turn; ``"block"``, three in a
+            row; ``"cost-aware"``, more where they lower the loss most for what they cost
+            (`integrations.schedule.CostAware`); or ``"joint"``, one optimizer for the z of all
+            layers, which then has as many coordinates as they have together.
         loss: Of a task with label words: ``"ce"`` (cross-entropy over them; the default),
             ``"hinge"`` (margin 2), ``"error"`` (share of wrong answers), ``"metric"`` (minus the
             task's metric), or a function of label logits (..., N, C) and labels (N,) that returns
@@ -155,8 +158,10 @@ def tune(
     if memory_limit is not None:
         memory_limit = _whole("memory_limit", memory_limit, 1)
     listener = as_callback(callback)
-    plan = make_schedule(schedule, chosen)
-    optimizers = make_optimizers(optimizer, chosen, dim, seed, budget, popsize)
+    plan = make_schedule(schedule, chosen, len(arch.layers))
+    # The optimizers share all coordinates out.
+    size = dim * len(chosen) // len(plan.stops)
+    optimizers = make_optimizers(optimizer, plan.stops, size, seed, budget, popsize)
     if checkpoint is not None:
         require_state(optimizers, optimizer_name(optimizer))
     if isinstance(task, str):
@@ -186,7 +191,7 @@ def tune(
     saved, state = None, None
     if checkpoint is not None:
         same = fingerprint(settings, speedups, model, encoder, optimizers)
-        saved = Checkpoint(checkpoint, same, budget, optimizers)
+        saved = Checkpoint(checkpoint, same, budget, optimizers, dict.fromkeys(chosen, dim))
         state = saved.load() if resume else None
     started = time.perf_counter()
     with evaluating(model), ExitStack() as stack:

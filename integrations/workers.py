@@ -112,14 +112,16 @@ class Fleet:
     ) -> None:
         self._context.close()
 
-    def evaluate(self, layer: int, z: FloatArray, placed: Mapping[int, FloatArray]) -> FloatArray:
-        """Losses (P,) of a layer's candidates z (P, d).
+    def evaluate(
+        self, layers: tuple[int, ...], z: FloatArray, placed: Mapping[int, FloatArray]
+    ) -> FloatArray:
+        """Losses (P,) of candidates z (P, d) of one layer, or of several at once.
 
         A worker that dies is left out from then on, and another one evaluates its share.
 
         Args:
-            layer: The layer.
-            z: The candidates.
+            layers: The layers in which they differ.
+            z: The candidates; of several layers, what each takes side by side.
             placed: The z (d,) in place of each layer that has a delta.
 
         Raises:
@@ -127,7 +129,7 @@ class Fleet:
         """
         if self._alive is None:
             self._alive = [*self._context.enter_context(self.workers.start(self._replica))]
-        size = self._replica.pass_size(layer, z, placed, self.workers.count)
+        size = self._replica.pass_size(layers, z, placed, self.workers.count)
         waiting = deque(cut(len(z), size, len(self._alive)))
         idle = deque(self._alive)
         busy: dict[Future[FloatArray], tuple[Worker, slice]] = {}
@@ -135,7 +137,7 @@ class Fleet:
         while waiting or busy:
             while waiting and idle:
                 worker, chosen = idle.popleft(), waiting.popleft()
-                busy[worker.submit(Share(layer, z, chosen, size, placed))] = worker, chosen
+                busy[worker.submit(Share(layers, z, chosen, size, placed))] = worker, chosen
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 worker, chosen = busy.pop(future)
                 try:

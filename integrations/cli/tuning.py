@@ -68,7 +68,7 @@ Popsize = Annotated[
 ]
 Schedule = Annotated[
     str,
-    typer.Option(help=f"Which layer comes next: {', '.join(SCHEDULES)}.", rich_help_panel=SEARCH),
+    typer.Option(help=f"What is tuned next: {', '.join(SCHEDULES)}.", rich_help_panel=SEARCH),
 ]
 DevEvery = Annotated[
     int, typer.Option(help="Evaluations between looks at dev.", rich_help_panel=SEARCH)

@@ -112,16 +112,20 @@ class Killer:
         return counted
 
 
-@pytest.mark.parametrize("optimizer", POPSIZES)
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [*((name, "generation-major") for name in POPSIZES), ("lotfwa", "joint")],
+)
 def test_a_run_killed_at_any_file_operation_ends_as_one_left_alone(
-    start, alone, tmp_path, optimizer
+    start, alone, tmp_path, optimizer, schedule
 ):
-    run = {"optimizer": optimizer, "budget": 14}
+    run = {"optimizer": optimizer, "schedule": schedule, "budget": 14}
     with pytest.MonkeyPatch.context() as patch:
         whole = Killer(patch, at=10**6)
         assert outcome_of(start(**run, checkpoint=tmp_path / "whole")) == alone(**run)
     # Where it is killed does not depend on the optimizer: all moments for one, some for the others.
-    for at in range(0, whole.count, 1 if optimizer == "lotfwa" else 5):
+    every = 1 if (optimizer, schedule) == ("lotfwa", "generation-major") else 5
+    for at in range(0, whole.count, every):
         folder = tmp_path / str(at)
         with pytest.MonkeyPatch.context() as patch:
             Killer(patch, at)
@@ -144,6 +148,24 @@ def test_a_run_ended_by_its_callback_goes_on_as_if_it_had_not_been(
     assert len(ended.history.visits) == after
     assert ended.history.scores[-1].evaluations == ended.history.visits[-1].evaluations
     assert outcome_of(start(optimizer=optimizer, checkpoint=tmp_path)) == alone(optimizer=optimizer)
+
+
+@pytest.mark.parametrize("schedule", ["block", "cost-aware", "joint"])
+@pytest.mark.parametrize("optimizer", ["lotfwa", "lm-ma-es"])
+def test_every_schedule_goes_on_as_if_it_had_not_been_interrupted(
+    start, alone, tmp_path, optimizer, schedule
+):
+    run = {"optimizer": optimizer, "schedule": schedule, "budget": 60}
+    for after in (1, 4, 7):
+        start(**run, checkpoint=tmp_path, callback=ends(after))
+    if schedule == "joint":
+        assert {file.name.rpartition("-")[0] for file in tmp_path.iterdir()} == {
+            "layer-all",
+            "state",
+        }
+    assert outcome_of(start(**run, checkpoint=tmp_path)) == alone(**run)
+    with pytest.raises(UserError, match=rf"schedule \(there {schedule}, here generation-major\)"):
+        start(**run | {"schedule": "generation-major"}, checkpoint=tmp_path)
 
 
 @pytest.mark.parametrize("speedups", [NAIVE, Speedups(blocks=2, prefix_cache=False)])
@@ -175,17 +197,17 @@ def test_ctrl_c_in_the_middle_of_a_generation(start, alone, tmp_path, monkeypatc
     """The model is as it was, and the checkpoint is that of the generation before."""
     model = build_model("llama", num_hidden_layers=2)
     before = model(input_ids=IDS).logits
-    evaluate, calls = PopulationEvaluator.evaluate, []
+    compute, calls = PopulationEvaluator.losses, []
 
     def interrupted(*arguments):
-        losses = evaluate(*arguments)
+        losses = compute(*arguments)
         calls.append(losses)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return losses
 
     with monkeypatch.context() as patch:
-        patch.setattr(PopulationEvaluator, "evaluate", interrupted)
+        patch.setattr(PopulationEvaluator, "losses", interrupted)
         with pytest.raises(KeyboardInterrupt):
             start(model=model, checkpoint=tmp_path)
     assert torch.equal(model(input_ids=IDS).logits, before)
@@ -196,7 +218,7 @@ def test_ctrl_c_in_the_middle_of_a_generation(start, alone, tmp_path, monkeypatc
 def test_a_finished_run_is_returned_without_an_evaluation(start, alone, tmp_path, monkeypatch):
     first = start(checkpoint=tmp_path)
     files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    monkeypatch.setattr(PopulationEvaluator, "evaluate", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr(PopulationEvaluator, "losses", lambda *_: pytest.fail("evaluated"))
     again = start(checkpoint=tmp_path)
     assert outcome_of(again) == alone()
     assert again.history == first.history
@@ -446,9 +468,10 @@ def test_other_hardware_is_told_and_the_run_goes_on(start, folder, monkeypatch):
 def taken_for(folder, arguments):
     """What is found in a folder, as digests of the state and the optimizers, and the notices."""
     layers = make_optimizers("lotfwa", range(2), SHORT["dim"], 0, LONGER["budget"], None)
+    dims = dict.fromkeys(range(2), SHORT["dim"])
     with warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("always")
-        state = Checkpoint(folder, arguments, LONGER["budget"], layers).load()
+        state = Checkpoint(folder, arguments, LONGER["budget"], layers, dims).load()
     found = [state.to_dict(), *(optimizer.state_dict() for optimizer in layers.values())]
     return [state_digest(part) for part in found], [str(notice.message) for notice in notices]
 

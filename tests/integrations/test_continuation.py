@@ -8,6 +8,7 @@ from tiny import PAD, build_model, kind_of, random_adapter, random_factors
 
 from integrations import NAIVE, ContinuationTask, Speedups, TextExample, UserError, tune
 from integrations.architectures import describe
+from integrations.candidates import JointCandidates
 from integrations.continuation import ContinuationEvaluator
 from integrations.evaluators import make_encoder, make_evaluator
 
@@ -80,6 +81,19 @@ def test_losses_are_peft_s_mean_over_tokens_whatever_is_switched_off(measured_by
     for layer, (candidates, expected) in cases.items():
         for _ in range(2):  # as states are computed and as they are found in the cache
             assert evaluator.evaluate(layer, candidates, adapter) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_candidates_of_several_layers_have_the_losses_of_each_in_place(measured_by_peft, steps):
+    arch, prompts, adapter, _ = measured_by_peft
+    candidates = JointCandidates({i: random_factors(arch, i, 3, seed=2) for i in (1, 3)})
+    evaluator = ContinuationEvaluator(arch, prompts, pad_id=PAD, speedups=STEPS[steps])
+    expected, tuned = [], adapter.copy()
+    for p in range(3):
+        candidates[p : p + 1].place(tuned)
+        expected.append(evaluator.loss_in_place(tuned))
+    assert evaluator.losses(candidates, adapter) == pytest.approx(expected)
+    assert np.ptp(expected) > 0.01
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])

@@ -12,6 +12,7 @@ from tiny import LAYERS, build_model, kind_of, random_adapter, random_factors
 from integrations import GenerationTask, Speedups, Task, TextExample, UserError, load_model, tune
 from integrations.adapter import Adapter
 from integrations.architectures import describe
+from integrations.candidates import JointCandidates, LayerCandidates
 from integrations.evaluators import make_encoder, make_evaluator
 from integrations.generation import GenerationEvaluator
 from integrations.text_scores import exact_match, rouge_l
@@ -74,23 +75,39 @@ def test_candidates_write_what_peft_writes_one_candidate_and_prompt_at_a_time(
             expected.append([written(tuned, tokenizer, f"{text} is") for text in TEXTS])
         if adapter.factors[layer]:
             set_factors(tuned, layer, adapter.factors[layer])
-        assert list(evaluator.texts(layer, candidates, adapter)) == expected
+        assert list(evaluator.texts(LayerCandidates(layer, candidates), adapter)) == expected
         told_apart.update(text for texts in expected for text in texts)
     assert len(told_apart) > 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bart"])
+def test_candidates_of_several_layers_write_what_peft_writes(family, evaluator_of, word_tokenizer):
+    model = build_model(family)
+    arch = describe(model)
+    adapter, tokenizer = random_adapter(arch, [0, 1, 3]), word_tokenizer(arch.kind)
+    candidates = JointCandidates({i: random_factors(arch, i, 3, seed=1) for i in (1, 2)})
+    tuned, expected = peft_model(model, adapter), []
+    for p in range(3):
+        for layer, factors in candidates.factors.items():
+            set_factors(tuned, layer, {name: f[p : p + 1] for name, f in factors.items()})
+        expected.append([written(tuned, tokenizer, f"{text} is") for text in TEXTS])
+    evaluator = evaluator_of(arch, speedups=Speedups(blocks=2))
+    assert list(evaluator.texts(candidates, adapter)) == expected
+    assert len({text for texts in expected for text in texts}) > 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_blocks_and_padding_change_nothing(family, evaluator_of):
     arch = describe(build_model(family))
     candidates, adapter = random_factors(arch, 2, 5, seed=1), random_adapter(arch)
-    expected = list(evaluator_of(arch).texts(2, candidates, adapter))
+    expected = list(evaluator_of(arch).texts(LayerCandidates(2, candidates), adapter))
     for settings in (
         {"speedups": Speedups(blocks=2)},
         {"speedups": Speedups(no_padding=False, blocks=1)},
         {"memory_limit": 400_000},
     ):
         evaluator = evaluator_of(arch, **settings)
-        assert list(evaluator.texts(2, candidates, adapter)) == expected
+        assert list(evaluator.texts(LayerCandidates(2, candidates), adapter)) == expected
 
 
 def test_a_memory_limit_cuts_blocks_and_one_that_is_too_little_says_what_is_needed(evaluator_of):
@@ -103,11 +120,12 @@ def test_a_memory_limit_cuts_blocks_and_one_that_is_too_little_says_what_is_need
 def test_the_model_is_as_before_and_sampling_settings_have_no_effect(evaluator_of):
     model = build_model("llama")
     arch = describe(model)
-    expected = list(evaluator_of(arch).texts(1, random_factors(arch, 1, 2), Adapter(arch)))
+    candidates = LayerCandidates(1, random_factors(arch, 1, 2))
+    expected = list(evaluator_of(arch).texts(candidates, Adapter(arch)))
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, num_beams=2)
     ids = torch.arange(10, 30)[None]
     before = model(ids).logits
-    found = list(evaluator_of(arch).texts(1, random_factors(arch, 1, 2), Adapter(arch)))
+    found = list(evaluator_of(arch).texts(candidates, Adapter(arch)))
     assert found == expected
     assert torch.equal(model(ids).logits, before)
 
@@ -150,7 +168,7 @@ def test_losses_are_minus_the_mean_score_of_each_candidates_texts(evaluator_of):
     arch = describe(build_model("qwen2"))
     evaluator = evaluator_of(arch, make_task(length))
     candidates, adapter = random_factors(arch, 1, 4), random_adapter(arch, [0])
-    texts = list(evaluator.texts(1, candidates, adapter))
+    texts = list(evaluator.texts(LayerCandidates(1, candidates), adapter))
     losses = evaluator.evaluate(1, candidates, adapter)
     assert losses == pytest.approx([-np.mean([*map(len, mine)]) for mine in texts])
     assert losses.dtype == np.float64

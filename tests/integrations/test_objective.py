@@ -58,10 +58,10 @@ class UniformEvaluator:
             largest += logits.softmax(dim=-1).amax(dim=-1).flatten().tolist()
         return float(np.mean(largest))
 
-    def evaluate(self, layer, candidates, adapter):
+    def losses(self, candidates, adapter):
         losses, adapter = [], adapter.copy()
-        for p in range(len(next(iter(candidates.values())))):
-            adapter.place(layer, {name: f[p : p + 1] for name, f in candidates.items()})
+        for p in range(len(candidates)):
+            candidates[p : p + 1].place(adapter)
             losses.append(self.loss_in_place(adapter))
         return np.array(losses)
 

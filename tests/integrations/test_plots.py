@@ -8,7 +8,7 @@ import pytest
 from integrations import UserError
 from integrations.history import DevScore, History
 from integrations.plots import plot_history
-from integrations.search import Visit
+from integrations.visit import Visit
 
 
 @pytest.fixture

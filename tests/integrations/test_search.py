@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from tiny import LABEL_IDS, PAD, build_model, random_prompts
 
 from integrations import PopulationEvaluator, Speedups
@@ -58,9 +59,9 @@ class Watched(PopulationEvaluator):
         )
         self.candidates, self.invalid, self.spoil = [], 0, spoil
 
-    def evaluate(self, layer, candidates, adapter):
-        losses = self.spoil(super().evaluate(layer, candidates, adapter))
-        self.candidates.append((layer, len(losses)))
+    def losses(self, candidates, adapter):
+        losses = self.spoil(super().losses(candidates, adapter))
+        self.candidates.append((candidates.layers, len(losses)))
         self.invalid += np.count_nonzero(~np.isfinite(losses))
         return losses
 
@@ -70,8 +71,10 @@ def search_of(optimizer, evaluator, layers=(1, 0), budget=BUDGET, popsize=None, 
     spaces = make_spaces(
         arch, evaluator.batches, rank=2, dim=DIM, init="calibrated", std=None, seed=0
     )
-    optimizers = make_optimizers(optimizer, layers, DIM, 0, budget, popsize)
-    return LayerwiseSearch(evaluator, spaces, optimizers, make_schedule(schedule, layers), budget)
+    plan = make_schedule(schedule, layers, len(arch.layers))
+    dim = DIM * len(layers) if schedule == "joint" else DIM
+    optimizers = make_optimizers(optimizer, plan.stops, dim, 0, budget, popsize)
+    return LayerwiseSearch(evaluator, spaces, optimizers, plan, budget)
 
 
 def visits_of(search):
@@ -150,12 +153,43 @@ def test_if_no_candidate_can_be_evaluated_nothing_is_placed(arch, name):
     assert search.adapter.factors == [None, None]
 
 
+@pytest.mark.parametrize("schedule", ["joint", "cost-aware"])
+@pytest.mark.parametrize("name", ["lotfwa", "cma-es", "pycma", "nevergrad", "own factory"])
+def test_the_incumbent_is_safe_under_every_schedule(arch, name, schedule):
+    search = search_of(OPTIMIZERS[name], Watched(arch), schedule=schedule)
+    fresh, loss = Watched(arch), search.loss
+    visits = []
+    while search.left > 0:
+        visits.append(search.visit())
+        assert search.loss == visits[-1].loss <= loss
+        loss = search.loss
+        assert fresh.loss_in_place(search.adapter) == pytest.approx(loss, abs=1e-5)
+    assert search.evaluations == BUDGET
+    assert search.visits == visits
+    together = {layers for layers, _ in search.evaluator.candidates}
+    assert together == ({(0, 1)} if schedule == "joint" else {(0,), (1,)})
+
+
+def test_joint_candidates_are_the_layers_parts_of_z_side_by_side(arch):
+    search = search_of("random", Watched(arch), schedule="joint")
+    while search.loss == search.start_loss:
+        search.visit()
+    for layer in (0, 1):
+        z = search.points[layer]
+        expected = search.spaces[layer].factors(z[None], torch.device("cpu"), torch.float32)
+        for name, factors in search.adapter.factors[layer].items():
+            assert torch.equal(factors.A, expected[name].A)
+            assert torch.equal(factors.B, expected[name].B)
+    assert not np.array_equal(*search.points.values())
+
+
 # -- what a layer's optimizer is told --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["lotfwa", "cma-es", "random", "pycma"])
-def test_searching_lowers_the_loss(arch, name):
-    search = search_of(name, Watched(arch), budget=200)
+@pytest.mark.parametrize("schedule", ["block", "joint", "cost-aware"])
+def test_searching_lowers_the_loss(arch, name, schedule):
+    search = search_of(name, Watched(arch), budget=200, schedule=schedule)
     before = search.loss
     visits_of(search)
     assert search.loss < 0.9 * before
@@ -165,12 +199,13 @@ def test_several_fireworks_defend_losses_that_hold_now(arch):
     """Each firework's loss is that of its place with the other layer as it is now."""
     search = search_of("lotfwa", Watched(arch), budget=400, popsize=15, schedule="generation-major")
     for _ in range(6):
-        layer = search.schedule.layer(search.visits)
+        layer = search.schedule.next(search.visits, search.start_loss)
         search.visit()
         optimizer = search.optimizers[layer]
         places, fitness = optimizer.places, optimizer.fitness
         evaluated = ~np.isnan(fitness)
-        factors = search._factors(layer, places[evaluated])
+        places = places[evaluated]
+        factors = search.spaces[layer].factors(places, torch.device("cpu"), torch.float32)
         # What the visit itself placed replaced this layer's deltas only.
         losses = Watched(arch).evaluate(layer, factors, search.adapter)
         assert losses == pytest.approx(fitness[evaluated], abs=1e-5)
@@ -179,7 +214,7 @@ def test_several_fireworks_defend_losses_that_hold_now(arch):
 def test_a_popsize_is_that_of_each_generation(arch):
     search = search_of("random", Watched(arch), popsize=8)
     visits_of(search)
-    assert search.evaluator.candidates == [(1, 8)] * 3 + [(0, 8)] * 2
+    assert search.evaluator.candidates == [((1,), 8)] * 3 + [((0,), 8)] * 2
 
 
 def test_layers_that_are_not_tuned_stay_without_deltas():
@@ -187,4 +222,4 @@ def test_layers_that_are_not_tuned_stay_without_deltas():
     search = search_of("cma-es", Watched(arch), layers=(2, 1))
     visits_of(search)
     assert [bool(factors) for factors in search.adapter.factors] == [False, True, True, False]
-    assert {layer for layer, _ in search.evaluator.candidates} == {1, 2}
+    assert {layers for layers, _ in search.evaluator.candidates} == {(1,), (2,)}

@@ -16,6 +16,7 @@ from integrations import NAIVE, Speedups, Task, UserError, tune
 from integrations.history import History
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder
+from integrations.run_file import RunRecord
 from integrations.scoring import Scorer
 
 SMALL = {"num_hidden_layers": 2}
@@ -127,6 +128,32 @@ def test_every_init_and_schedule(run, init, schedule):
     per_stop = {"generation-major": 1, "block": 3}[schedule]
     assert order == [i // per_stop % 2 for i in range(len(order))]
     assert result.settings["init"] == init
+
+
+@pytest.mark.parametrize("optimizer", ["lotfwa", "sep-cma-es", "lm-ma-es"])
+def test_a_joint_run_has_one_optimizer_for_all_layers(run, optimizer, tmp_path):
+    result = run(schedule="joint", optimizer=optimizer, layers="all", budget=120)
+    visits, scores = result.history.visits, result.history.scores
+    assert {visit.layer for visit in visits} == {None}
+    assert scores[-1].train_loss < scores[0].train_loss
+    assert all(result.adapter.factors)  # a candidate that takes the place does so in all layers
+    result.save(tmp_path)
+    assert RunRecord.read(tmp_path).history == result.history
+    result.plot(tmp_path / "curve.png")
+
+
+def test_a_joint_covariance_matrix_that_is_too_large_is_refused_at_once(run):
+    with pytest.raises(UserError, match=r"6000 x 6000 numbers; .*'lm-ma-es', 'sep-cma-es' or"):
+        run(schedule="joint", layers="all", dim=3000, optimizer="cma-es")
+    run(schedule="joint", layers="all", dim=3000, optimizer="sep-cma-es", budget=4)
+
+
+def test_a_cost_aware_run_tries_all_layers_and_then_those_that_pay(run):
+    visits = run(schedule="cost-aware", layers="all", budget=200).history.visits
+    order = [visit.layer for visit in visits]
+    assert order[:2] == [0, 1]
+    assert order != [i % 2 for i in range(len(order))]
+    assert {*order[-20:]} == {0, 1}
 
 
 @pytest.mark.parametrize("layers", [[-1], None])
@@ -448,8 +475,8 @@ def test_a_class_of_the_users_own_is_an_optimizer(run):
 def test_a_run_without_any_finite_loss_is_saved_as_json(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         PopulationEvaluator,
-        "evaluate",
-        lambda self, layer, f, adapter: np.full(5, np.nan)[: len(f["q"])],
+        "losses",
+        lambda self, candidates, adapter: np.full(len(candidates), np.nan),
     )
     result = run(budget=10)
     result.save(tmp_path)

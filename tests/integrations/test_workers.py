@@ -102,12 +102,24 @@ def test_a_replica_gives_each_part_of_a_generation_the_same_losses(family, tmp_p
     here = replica_of(family)
     z, layer = rng.standard_normal((5, DIM)), LAYERS - 1
     placed = {1: rng.standard_normal(DIM)}
-    losses = here.evaluate(Share(layer, z, slice(0, 5), 2, placed))
+    losses = here.evaluate(Share((layer,), z, slice(0, 5), 2, placed))
     assert len(set(losses)) == 5
     here.save(tmp_path / "replica")
     there = Replica.load(tmp_path / "replica", torch.device("cpu"), 1)
-    last = there.evaluate(Share(layer, z, slice(2, 5), 2, placed))
+    last = there.evaluate(Share((layer,), z, slice(2, 5), 2, placed))
     assert np.array_equal(last, losses[2:])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "t5"])
+def test_a_replica_gives_candidates_of_several_layers_the_same_losses(family, tmp_path):
+    rng = np.random.default_rng(0)
+    here, layers = replica_of(family), (1, LAYERS - 1)
+    z, placed = rng.standard_normal((5, 2 * DIM)), {1: rng.standard_normal(DIM)}
+    losses = here.evaluate(Share(layers, z, slice(0, 5), 2, placed))
+    assert len(set(losses)) == 5
+    here.save(tmp_path / "replica")
+    there = Replica.load(tmp_path / "replica", torch.device("cpu"), 1)
+    assert np.array_equal(there.evaluate(Share(layers, z, slice(2, 5), 2, placed)), losses[2:])
 
 
 def test_a_replica_needs_no_memory_of_what_was_in_place(tmp_path):
@@ -116,7 +128,7 @@ def test_a_replica_needs_no_memory_of_what_was_in_place(tmp_path):
     in_place = [{}, {0: z[0]}, {0: z[1], 1: z[2]}, {1: z[2]}, {}]
     kept = replica_of("llama")
     for placed in in_place:
-        share = Share(2, z, chosen, 2, placed)
+        share = Share((2,), z, chosen, 2, placed)
         assert np.array_equal(kept.evaluate(share), replica_of("llama").evaluate(share))
 
 
@@ -153,6 +165,8 @@ def test_populations_are_cut_at_the_borders_of_blocks(count, size, parts, expect
         ("roberta", 3, {"optimizer": "cma-es"}),  # and more workers than blocks
         ("t5", 1, {"optimizer": "random", "init": "reference-code", "loss": "metric"}),
         ("gpt2", 2, {"speedups": Speedups(blocks=3, prefix_cache=False), "popsize": 15}),
+        ("llama", 2, {"schedule": "joint", "optimizer": "sep-cma-es"}),
+        ("llama", 2, {"schedule": "cost-aware"}),
     ],
 )
 def test_a_run_comes_to_the_same_with_workers(run, family, count, arguments):
@@ -164,7 +178,7 @@ def test_a_run_comes_to_the_same_with_workers(run, family, count, arguments):
 
 def test_a_measured_block_leaves_something_for_each_worker_and_repeats_the_run(run, monkeypatch):
     def largest(evaluator, candidates, adapter):
-        return len(next(iter(candidates.values())))
+        return len(candidates)
 
     monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", largest)
     result = run(workers=2, optimizer="random", popsize=9, speedups=Speedups())
@@ -238,13 +252,13 @@ def test_what_a_worker_raises_arrives_with_its_traceback():
         fleet_of(2, loss=no_room) as fleet,
         pytest.raises(WorkerError, match=r"(?s)worker \d failed:.*in no_room.*for so many"),
     ):
-        fleet.evaluate(1, z, {})
+        fleet.evaluate((1,), z, {})
 
 
 def test_losses_that_are_not_finite_are_losses_and_nothing_is_raised():
     z = np.full((3, DIM), np.nan)
     with fleet_of(2, blocks=1) as fleet:
-        assert np.isnan(fleet.evaluate(1, z, {})).all()
+        assert np.isnan(fleet.evaluate((1,), z, {})).all()
 
 
 def test_an_error_in_the_run_ends_the_workers_at_once(run):
@@ -265,7 +279,7 @@ from test_workers import DIM, fleet_of
 
 def main():
     with fleet_of(2) as fleet:
-        fleet.evaluate(1, np.zeros((2, DIM)), {{}})
+        fleet.evaluate((1,), np.zeros((2, DIM)), {{}})
         print(*(process.pid for process in multiprocessing.active_children()), flush=True)
         time.sleep(600)
 
@@ -407,7 +421,7 @@ def test_what_an_actor_raises_arrives_with_the_traceback(cluster):
         Fleet(as_workers("ray"), replica.evaluator, replica.spaces) as fleet,
         pytest.raises(WorkerError, match=r"(?s)Ray worker 0 failed:.*in no_room.*for so many"),
     ):
-        fleet.evaluate(1, z, {})
+        fleet.evaluate((1,), z, {})
     assert fleet.workers.count == 1  # one a node
 
 
