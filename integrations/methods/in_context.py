@@ -33,8 +33,8 @@ class InContext(ManualPrompt):
     Args:
         trial: The model and the split.
         most: Most demonstrations; None for as many as fit.
-        max_length: Longest prompt in tokens; None for the encoder's. Models with more positions
-            than that may be given more.
+        max_length: Longest prompt in tokens; None for the encoder's. A model with more positions
+            than that may be given more, and shown more.
         separator: What stands between demonstrations, and before the example (ours; tokenizers
             that drop line breaks put nothing in its place).
 
@@ -44,7 +44,7 @@ class InContext(ManualPrompt):
         evaluations: 0.
 
     Raises:
-        UserError: If the model is an encoder-decoder.
+        UserError: If the model is an encoder-decoder, or has fewer positions than ``max_length``.
     """
 
     def __init__(
@@ -64,8 +64,22 @@ class InContext(ManualPrompt):
                 "place for demonstrations in its decoder."
             )
         self._max_length = self._base.max_length if max_length is None else max_length
+        self._check_positions(trial)
         self.demonstrations = self._choose(trial, most)
         self._encoder = self._encoder_after(self.demonstrations)
+
+    def _check_positions(self, trial: Trial) -> None:
+        positions = getattr(
+            trial.arch.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        if positions is None:  # relative positions only
+            return
+        free = positions - trial.arch.family.reserved_positions
+        if self._max_length > free:
+            raise UserError(
+                f"max_length must not exceed the {free} tokens that the model has positions for; "
+                f"got {self._max_length}."
+            )
 
     def logits(self, examples: Sequence[Example]) -> np.ndarray:
         """Label logits (N, C) float32 of the frozen model after the demonstrations."""

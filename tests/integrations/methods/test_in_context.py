@@ -93,3 +93,8 @@ def test_braces_and_masks_in_texts_are_text(word_tokenizer, toy_task):
 def test_encoder_decoders_are_refused(word_tokenizer, toy_task):
     with pytest.raises(UserError, match="encoder-decoder"):
         InContext(make_trial("t5", word_tokenizer, toy_task))
+
+
+def test_more_tokens_than_positions_are_refused(word_tokenizer, toy_task):
+    with pytest.raises(UserError, match="62 tokens"):
+        InContext(make_trial("roberta", word_tokenizer, toy_task), max_length=63)
