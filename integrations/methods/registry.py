@@ -53,25 +53,25 @@ METHODS: Mapping[str, Method] = {
         "Model tuning",
         BASED,
         "model_weights:ModelTuning",
-        5,
+        2,
         "Devlin et al. 2019, arXiv 1810.04805",
     ),
     "adapter": Method(
-        "Adapter", BASED, "bottleneck:BottleneckAdapter", 5, "Houlsby et al. 2019, arXiv 1902.00751"
+        "Adapter", BASED, "bottleneck:BottleneckAdapter", 2, "Houlsby et al. 2019, arXiv 1902.00751"
     ),
     "bitfit": Method(
-        "BitFit", BASED, "model_weights:BitFit", 5, "Ben Zaken et al. 2022, arXiv 2106.10199"
+        "BitFit", BASED, "model_weights:BitFit", 2, "Ben Zaken et al. 2022, arXiv 2106.10199"
     ),
-    "lora": Method("LoRA", BASED, "peft_methods:LoRA", 5, "Hu et al. 2021, arXiv 2106.09685"),
+    "lora": Method("LoRA", BASED, "peft_methods:LoRA", 2, "Hu et al. 2021, arXiv 2106.09685"),
     "prompt-tuning": Method(
         "Prompt Tuning",
         BASED,
         "peft_methods:PromptTuning",
-        5,
+        2,
         "Lester et al. 2021, arXiv 2104.08691",
     ),
     "p-tuning-v2": Method(
-        "P-Tuning v2", BASED, "peft_methods:PTuningV2", 5, "Liu et al. 2021, arXiv 2110.07602"
+        "P-Tuning v2", BASED, "peft_methods:PTuningV2", 2, "Liu et al. 2021, arXiv 2110.07602"
     ),
     "manual": Method(
         "Manual prompt", FREE, "manual:ManualPrompt", 1, "Schick & Schütze 2021, arXiv 2001.07676"
@@ -80,10 +80,10 @@ METHODS: Mapping[str, Method] = {
         "In-context", FREE, "in_context:InContext", 1, "Brown et al. 2020, arXiv 2005.14165"
     ),
     "feature-mlp": Method(
-        "Feature-MLP", FREE, "features:FeatureMLP", 20, "Sun et al. 2022, arXiv 2201.03514"
+        "Feature-MLP", FREE, "features:FeatureMLP", 10, "Sun et al. 2022, arXiv 2201.03514"
     ),
     "feature-bilstm": Method(
-        "Feature-BiLSTM", FREE, "features:FeatureBiLSTM", 20, "Sun et al. 2022, arXiv 2201.03514"
+        "Feature-BiLSTM", FREE, "features:FeatureBiLSTM", 5, "Sun et al. 2022, arXiv 2201.03514"
     ),
     "gap3": Method("GAP3", FREE, "gap3:GAP3", 50, "Zhao, Wang & Yang 2023, IJCAI"),
     "bbt": Method("BBT", FREE, "bbt:BBT", 50, "Sun et al. 2022, arXiv 2201.03514"),
