@@ -90,7 +90,7 @@ METHODS: Mapping[str, Method] = {
     "bbtv2": Method("BBTv2", FREE, "bbtv2:BBTv2", 50, "Sun et al. 2022, arXiv 2205.11200"),
     "mezo": Method("MeZO (LoRA)", FREE, "mezo:MeZO", 50, "Malladi et al. 2023, arXiv 2305.17333"),
     "eggroll": Method(
-        "EGGROLL", FREE, "eggroll:EGGROLL", 50, "Sarkar et al. 2025, arXiv 2511.16652"
+        "EGGROLL", FREE, "eggroll:EGGROLL", 48, "Sarkar et al. 2025, arXiv 2511.16652"
     ),
     "c-lora": Method("C-LoRA", FREE, "lora:LayerwiseLora", 50, _PAPER, {"optimizer": "cma-es"}),
     "f-lora": Method("F-LoRA", FREE, "lora:LayerwiseLora", 50, _PAPER, {"optimizer": "lotfwa"}),
