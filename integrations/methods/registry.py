@@ -86,8 +86,8 @@ METHODS: Mapping[str, Method] = {
         "Feature-BiLSTM", FREE, "features:FeatureBiLSTM", 5, "Sun et al. 2022, arXiv 2201.03514"
     ),
     "gap3": Method("GAP3", FREE, "gap3:GAP3", 50, "Zhao, Wang & Yang 2023, IJCAI"),
-    "bbt": Method("BBT", FREE, "bbt:BBT", 50, "Sun et al. 2022, arXiv 2201.03514"),
-    "bbtv2": Method("BBTv2", FREE, "bbtv2:BBTv2", 50, "Sun et al. 2022, arXiv 2205.11200"),
+    "bbt": Method("BBT", FREE, "bbt:BBT", 40, "Sun et al. 2022, arXiv 2201.03514"),
+    "bbtv2": Method("BBTv2", FREE, "bbtv2:BBTv2", 40, "Sun et al. 2022, arXiv 2205.11200"),
     "mezo": Method("MeZO (LoRA)", FREE, "mezo:MeZO", 50, "Malladi et al. 2023, arXiv 2305.17333"),
     "eggroll": Method(
         "EGGROLL", FREE, "eggroll:EGGROLL", 48, "Sarkar et al. 2025, arXiv 2511.16652"
