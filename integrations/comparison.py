@@ -25,6 +25,7 @@ from integrations.evaluators import make_encoder
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
 from integrations.models import load_model
+from integrations.objective import Score
 from integrations.patches import evaluating
 from integrations.peak_memory import PeakMemory
 from integrations.prompts import Encoder
@@ -165,15 +166,15 @@ def _learn(
             comparison.marks,
         )
         learner = METHODS[method].build(trial)
-        marked = fit(trial, learner)
+        states = fit(trial, learner)
         seconds, extra = trial.elapsed, memory.extra()
-        last = trial.score(task.test, learner.logits)
-        chosen = learner.state()
-        scores: dict[int, float] = {id(chosen): last.score}
-        for state in marked:
-            if id(state) not in scores:
-                learner.restore(state)
-                scores[id(state)] = trial.score(task.test, learner.logits).score
+        tested: dict[int, Score] = {}
+        for state in reversed(states):  # the last is in place
+            if id(state) not in tested:
+                if tested:
+                    learner.restore(state)
+                tested[id(state)] = trial.score(task.test, learner.logits)
+        *marked, last = (tested[id(state)] for state in states)
     best = [look for look in trial.scores if look.best][-1]
     return Outcome(
         method=method,
@@ -181,7 +182,7 @@ def _learn(
         score=last.score,
         loss=last.loss,
         dev_score=best.score,
-        marked=[scores[id(state)] for state in marked],
+        marked=[score.score for score in marked],
         evaluations=learner.evaluations,
         seconds=seconds,
         memory=extra,

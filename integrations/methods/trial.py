@@ -126,7 +126,7 @@ def fit(trial: Trial, learner: Learner) -> list[Any]:
     What did best on the development set is in place afterwards.
 
     Returns:
-        For each of ``trial.marks``, the learner's state that was the best then.
+        The learner's state that was the best at each of ``trial.marks``, and at the end.
     """
     chosen = learner.state()
     trial.look(0, np.nan, learner.logits)
@@ -148,4 +148,4 @@ def fit(trial: Trial, learner: Learner) -> list[Any]:
             if better:
                 chosen = learner.state()
     learner.restore(chosen)
-    return marked + [chosen] * (len(trial.marks) - len(marked))
+    return marked + [chosen] * (len(trial.marks) - len(marked) + 1)

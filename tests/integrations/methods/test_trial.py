@@ -76,9 +76,9 @@ def test_time_ends_it(make_trial):
 
 def test_marks_keep_what_was_chosen_by_then(make_trial):
     learner, trial = Scripted([0, 1, 2, 3, 4, 5]), make_trial(budget=4, marks=(0.25, 0.5))
-    assert fit(trial, learner) == [0, 1]
+    assert fit(trial, learner) == [0, 1, 4]
     early = make_trial(budget=100, marks=(0.01, 0.9))
-    assert fit(early, Scripted([0, 1, 2])) == [0, 2]  # it ended before the second
+    assert fit(early, Scripted([0, 1, 2])) == [0, 2, 2]  # it ended before the second
 
 
 def test_scores_are_those_of_scikit_learn(make_trial, toy_task):
