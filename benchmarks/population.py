@@ -36,6 +36,7 @@ from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.demo import demo_task
 from integrations.metrics import LOSSES
+from integrations.peak_memory import resident
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder, Prompt
 from integrations.spaces import make_spaces
@@ -85,14 +86,6 @@ def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, 
     return Problem(arch, prompts, label_ids, pad_id, adapter), spaces
 
 
-def memory(field: str) -> int:
-    """Bytes of a field of the process's status: VmRSS now, VmHWM at most since the last reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"no {field} in /proc/self/status")
-
-
 def main(
     model: Annotated[str, typer.Option(help=f"smollm2-135m, {', '.join(SHAPES)}.")] = (
         "smollm2-135m"
@@ -117,15 +110,15 @@ def main(
         z = rng.normal(size=(population, 500))
         candidates = spaces[layer].factors(z, torch.device("cpu"), problem.arch.model.dtype)
         gc.collect()
-        at_first = memory("VmRSS")
+        at_first = resident("VmRSS")
         evaluate = WAYS[way](problem, layer, candidates)
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = at_first if way in OURS else memory("VmRSS")
+        before = at_first if way in OURS else resident("VmRSS")
         start = time.perf_counter()
         losses = evaluate()
         seconds = time.perf_counter() - start
-        extra = memory("VmHWM") - before
+        extra = resident("VmHWM") - before
         reference = expected.setdefault((population, layer), losses)
         np.testing.assert_allclose(losses, reference, atol=TOLERANCE)
         row = {"seconds": seconds, "extra_bytes": extra}

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from integrations.architectures import describe
 from integrations.environment import versions
@@ -24,7 +23,7 @@ from integrations.errors import UserError
 from integrations.evaluators import make_encoder
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
-from integrations.models import load_model
+from integrations.models import hush, load_model
 from integrations.objective import Score
 from integrations.patches import evaluating
 from integrations.peak_memory import PeakMemory
@@ -278,8 +277,7 @@ def _attempt(comparison: Comparison, method: str, seed: int, isolate: bool) -> O
 
 def _quietly(comparison: Comparison, method: str, seed: int) -> Outcome:
     """A trial in a process of its own, which shows nothing of libraries' own progress."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hush()
     warnings.simplefilter("ignore")
     return run_trial(comparison, method, seed)
 

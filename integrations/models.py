@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from integrations.architectures import AUTO_MODELS, family_of
 from integrations.errors import UserError
@@ -25,6 +26,12 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "int8": torch.float32,  # of everything but the layers' weights
 }
+
+
+def hush() -> None:
+    """Keep transformers' own progress bars and notes from the terminal."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def load_model(

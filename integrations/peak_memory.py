@@ -36,16 +36,16 @@ class PeakMemory:
         else:
             if _CLEAR.exists():
                 _CLEAR.write_text("5")  # forgets the peak
-            self._before = _resident("VmRSS")
+            self._before = resident("VmRSS")
 
     def extra(self) -> int:
         """Bytes at the peak so far, beyond those at the start."""
         if self._cuda is not None:
             return torch.cuda.max_memory_allocated(self._cuda) - self._before
-        return _resident("VmHWM") - self._before
+        return resident("VmHWM") - self._before
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes of resident memory: ``VmRSS`` now, ``VmHWM`` at the peak."""
     if _STATUS.exists():
         for line in _STATUS.read_text().splitlines():

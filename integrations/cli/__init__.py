@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import typer
-from transformers.utils import logging as transformers_logging
 
 from integrations.checkpoint import CheckpointWarning
 from integrations.cli.comparison import compare
@@ -17,6 +16,7 @@ from integrations.cli.evaluation import bench, evaluate
 from integrations.cli.tools import export, info, plot
 from integrations.cli.tuning import demo, tune
 from integrations.errors import UserError
+from integrations.models import hush
 from integrations.replica import WorkerError
 from integrations.report import console
 from integrations.workers import WorkerWarning
@@ -42,8 +42,7 @@ app.command()(info)
 
 def main() -> None:
     """Run the command; input that cannot work is one line on stderr and exit status 2."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hush()
     console.stderr = False
     with warnings.catch_warnings():
         warnings.showwarning = partial(_show_warning, warnings.showwarning)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -40,6 +41,7 @@ from integrations.methods.registry import METHODS, choose_methods
 from integrations.report import console, duration, print_json
 
 PLOT_FILE = "comparison.png"
+Number = TypeVar("Number", int, float)
 
 
 def compare(
@@ -111,13 +113,13 @@ def compare(
         test_limit=test_limit,
         budget=6000 if budget is None and seconds is None else budget,
         seconds=seconds,
-        marks=tuple(_numbers("--marks", marks)),
+        marks=tuple(_numbers("--marks", marks, float)),
         max_length=max_length,
         dtype=dtype,
         device=device,
     )
     names = choose_methods(words(methods) or ())
-    numbers = [int(number) for number in _numbers("--seeds", seeds)]
+    numbers = _numbers("--seeds", seeds, int)
     folder = out or Path("runs") / f"compare-{Path(model).name}-{task.replace('/', '-')}"
     require_folder(folder)
     metric = comparison.split(numbers[0]).metric if numbers else "score"
@@ -174,9 +176,10 @@ class _Watch:
         )
 
 
-def _numbers(option: str, text: str | None) -> list[float]:
+def _numbers(option: str, text: str | None, kind: Callable[[str], Number]) -> list[Number]:
     """Numbers separated by commas or spaces."""
     try:
-        return [float(word) for word in (text or "").replace(",", " ").split()]
+        return [kind(word) for word in (text or "").replace(",", " ").split()]
     except ValueError:
-        raise UserError(f"{option} takes numbers separated by commas; got {text!r}.") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{option} takes {what} separated by commas; got {text!r}.") from None

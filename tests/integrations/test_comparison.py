@@ -128,6 +128,14 @@ def test_the_command_compares_in_processes_of_their_own(dfo_lora, saved_model, d
     assert "bbtv3" in err
 
 
+def test_seeds_are_whole_numbers(dfo_lora, saved_model, data, tmp_path):
+    arguments = ["compare", "--model", saved_model, "--task", "sst2", "--data", data]
+    status, _, err = dfo_lora(*arguments, "--seeds", "0,1.5", "--out", tmp_path)
+    assert (status, err) == (
+        2, "error: --seeds takes whole numbers separated by commas; got '0,1.5'.\n",
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_killed_comparison_goes_on(saved_model, data, tmp_path):
     """What was finished before SIGKILL is kept as it was; the rest is run."""
