@@ -21,6 +21,7 @@ from integrations.architectures import describe
 from integrations.environment import versions
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder
+from integrations.files import replace_file
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
 from integrations.models import hush, load_model
@@ -235,6 +236,7 @@ def compare(
     path = Path(folder)
     _claim(path, comparison)
     comparison.split(seeds[0])
+    _drop_half_line(path / RESULTS)
     done = {(outcome.method, outcome.seed): outcome for outcome in read_outcomes(path)}
     outcomes = []
     for seed in seeds:
@@ -305,9 +307,14 @@ def _claim(folder: Path, comparison: Comparison) -> None:
     path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
-def _append(path: Path, outcome: Outcome) -> None:
+def _drop_half_line(path: Path) -> None:
+    """Remove what a process killed while writing left, so that the next line begins a line."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):  # what a killed process left
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    if text and not text.endswith("\n"):
+        with replace_file(path) as beside:
+            beside.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+
+
+def _append(path: Path, outcome: Outcome) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"outcome": asdict(outcome)}) + "\n")

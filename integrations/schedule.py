@@ -186,6 +186,11 @@ def make_schedule(name: str, layers: Sequence[int], count: int) -> Schedule:
     raise unknown("schedule", name, SCHEDULES)
 
 
+def coordinates(plan: Schedule, dim: int) -> int:
+    """How many coordinates each stop's optimizer has: those of its layers, ``dim`` each."""
+    return dim * len(plan.layers) // len(plan.stops)
+
+
 def choose_layers(layers: Sequence[int] | str | None, count: int) -> tuple[int, ...]:
     """The layers to tune, as indices from zero.
 

@@ -28,7 +28,7 @@ from integrations.patches import evaluating
 from integrations.population import FAST, Speedups
 from integrations.presets import with_preset
 from integrations.result import TuneResult
-from integrations.schedule import choose_layers, make_schedule
+from integrations.schedule import choose_layers, coordinates, make_schedule
 from integrations.scoring import Scorer
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
@@ -170,8 +170,7 @@ def tune(
         memory_limit = _whole("memory_limit", memory_limit, 1)
     listener = as_callback(callback)
     plan = make_schedule(schedule, chosen, len(arch.layers))
-    # The optimizers share all coordinates out.
-    size = dim * len(chosen) // len(plan.stops)
+    size = coordinates(plan, dim)
     optimizers = make_optimizers(optimizer, plan.stops, size, seed, budget, popsize)
     if checkpoint is not None:
         require_state(optimizers, optimizer_name(optimizer))

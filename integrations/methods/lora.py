@@ -13,7 +13,7 @@ from integrations.architectures import describe
 from integrations.evaluators import make_evaluator
 from integrations.methods.trial import Trial
 from integrations.optimizers import make_optimizers
-from integrations.schedule import choose_layers, make_schedule
+from integrations.schedule import choose_layers, coordinates, make_schedule
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
 from integrations.tasks import Example
@@ -57,7 +57,7 @@ class LayerwiseLora:
         self._arch, self._encoder = describe(trial.arch.model, tuple(targets)), trial.encoder
         chosen = choose_layers(layers, len(self._arch.layers))
         plan = make_schedule(schedule, chosen, len(self._arch.layers))
-        size = dim * len(chosen) // len(plan.stops)
+        size = coordinates(plan, dim)
         budget = sys.maxsize if trial.budget is None else int(trial.budget)
         evaluator = make_evaluator(trial.encoder, self._arch, trial.encoder.task.train, None)
         spaces = make_spaces(
