@@ -39,6 +39,8 @@ VARIANTS = {
     "schedule joint": {"schedule": "joint"},
     "layers all": {"layers": "all"},
     "layers upper quarter": {"layers": "upper quarter"},
+    "A searched for": {"freeze_a": False},
+    "A frozen, optimizer cma-es": {"freeze_a": True, "optimizer": "cma-es"},
     "init paper": {"init": "paper"},
     "init reference-code": {"init": "reference-code"},
     "init normal": {"init": "normal"},
@@ -54,7 +56,11 @@ VARIANTS = {
     "popsize 10": {"popsize": 10},
     "popsize 20": {"popsize": 20},
     "best-ever in place": {"incumbent": False},
-    "best-ever, init paper": {"incumbent": False, "init": "paper"},
+    "best-ever, A searched for, init paper": {
+        "incumbent": False,
+        "freeze_a": False,
+        "init": "paper",
+    },
 }
 
 

@@ -109,7 +109,14 @@ def measure(
     with evaluating(arch.model):
         batches = evaluators["naive"].batches
         spaces = make_spaces(
-            arch, batches, rank=rank, dim=dim, init="calibrated", std=None, seed=seed
+            arch,
+            batches,
+            rank=rank,
+            dim=dim,
+            init="calibrated",
+            std=None,
+            seed=seed,
+            freeze_a=False,
         )
         adapter = Adapter(arch)
         for layer, space in enumerate(spaces):

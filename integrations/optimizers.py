@@ -25,6 +25,9 @@ POPSIZES = {"lotfwa": 5, "cma-es": 10, "sep-cma-es": 10, "pycma": 10, "random": 
 LOTFWA_AMPLITUDE = 1.0
 """Starting amplitude of a firework, in the same units."""
 
+FREEZE_A = ("lotfwa",)
+"""Optimizers that search for B alone unless told otherwise; see docs/method.md."""
+
 FULL_COVARIANCE = ("cma-es", "ipop-cma-es", "bipop-cma-es", "pycma", "cmaes", "nevergrad:cma")
 MOST_COORDINATES = 5000
 """Most coordinates with a full covariance matrix: 200 MB, and half a minute a factorization."""
@@ -71,6 +74,11 @@ def _check_size(spec: Any, dim: int) -> None:
             f"than {MOST_COORDINATES} coordinates are for 'lm-ma-es', 'sep-cma-es' or 'lotfwa'. "
             "Or tune fewer layers, or lower dim."
         )
+
+
+def freezes_a(spec: Any) -> bool:
+    """Whether an optimizer searches for B alone unless told otherwise."""
+    return isinstance(spec, str) and spec.lower() in FREEZE_A
 
 
 def can_save(spec: Any, dim: int, popsize: int | None) -> bool:

@@ -12,6 +12,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "layers": "all",
         "targets": ("q", "k"),
         "init": "paper",
+        "freeze_a": False,
         "incumbent": False,
         "dev_every": 100,
     },
@@ -19,10 +20,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Arguments of `integrations.tune` by the preset's name.
 
 ``"paper"`` is the setting of Jin, Liu & Tan (arXiv 2403.01754) and of their code, where the paper
-says nothing: query and key of all layers, from the first to the last, Eq. 6 for the projections,
-each layer's best candidate so far in place, a look at the development set every 100 evaluations,
-and 20 candidates a generation, 5 for LoTFWA. Rank 4, d = 500, 6,000 evaluations and a patience of
-1,500 are defaults anyway.
+says nothing: query and key of all layers, from the first to the last, A and B searched for, Eq. 6
+for the projections, each layer's best candidate so far in place, a look at the development set
+every 100 evaluations, and 20 candidates a generation, 5 for LoTFWA. Rank 4, d = 500, 6,000
+evaluations and a patience of 1,500 are defaults anyway.
 """
 
 PAPER_POPSIZE = 20

@@ -1,14 +1,15 @@
 """From a layer's vector z to the low-rank factors of its targets.
 
 Jin, Liu, Tan (arXiv 2403.01754), section 3: z is cut into equal parts, one for each factor A and B
-of each target, and every factor is a fixed random projection of its part.
+of each target, and every factor is a fixed random projection of its part. With A frozen, as in
+LoRA-FA (Zhang et al., arXiv 2308.03303), the parts are for each target's B alone, and A is random.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,14 @@ class LayerSpace:
         rank: Rank r of the deltas.
         targets: The layer's targets by name.
         projections: For each target, the projections that give A and B.
+        freeze_a: Whether A is the same for all candidates: the projection of the number 1.
     """
 
     dim: int
     rank: int
     targets: Mapping[str, Target]
     projections: Mapping[str, tuple[Projection, Projection]]
+    freeze_a: bool
 
     def factors(self, z: np.ndarray, device: torch.device, dtype: torch.dtype) -> LayerFactors:
         """Project candidates to factors.
@@ -56,14 +59,21 @@ class LayerSpace:
             For each target, A of shape (P, r, h) and B of shape (P, r, o).
         """
         points = torch.as_tensor(z, dtype=torch.float32, device=device)
-        parts = iter(points.chunk(2 * len(self.targets), dim=1))
+        parts = iter(points.chunk(count_parts(self.targets, self.freeze_a), dim=1))
+        one = points.new_ones(len(points), 1)
         factors = {}
         for name, target in self.targets.items():
             to_a, to_b = self.projections[name]
-            a = project(next(parts), to_a, shape=(self.rank, target.in_features))
+            part = one if self.freeze_a else next(parts)
+            a = project(part, to_a, shape=(self.rank, target.in_features))
             b = project(next(parts), to_b, shape=(self.rank, target.out_features))
             factors[name] = Factors(a.to(dtype), b.to(dtype))
         return factors
+
+
+def count_parts(targets: Sized, freeze_a: bool) -> int:
+    """Into how many equal parts z is cut: one for each factor that is searched."""
+    return len(targets) * (1 if freeze_a else 2)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ def make_spaces(
     init: str,
     std: float | None,
     seed: int,
+    freeze_a: bool,
 ) -> list[LayerSpace]:
     """Search spaces of all layers.
 
@@ -95,7 +106,8 @@ def make_spaces(
         arch: The model.
         batches: Training prompts, on which the scale of the deltas is measured.
         rank: Rank r of the deltas.
-        dim: Length d of each layer's z; must divide into equal parts, two for each target.
+        dim: Length d of each layer's z; must divide into equal parts, two for each target, or one
+            with A frozen.
         init: How the projections are scaled:
 
             - ``"calibrated"``: for z ~ N(0, I), the delta's root mean square is ``std`` times that
@@ -107,20 +119,25 @@ def make_spaces(
             - ``"normal"``: ``std`` itself (the paper's ablation).
         std: The factor above (alpha in Eq. 6); None for `INIT_STD`.
         seed: Draws the projections.
+        freeze_a: Search for B only. A is drawn once, with the spread that its entries would have
+            for a z ~ N(0, I) that had a part for A too. The delta is then linear in z. With both
+            searched for it is a product, of which each factor is zero at z = 0: there the loss does
+            not tell z from -z.
 
     Raises:
         UserError: If the init is unknown, or rank, dim or std don't fit.
     """
-    parts = 2 * len(arch.targets[0])
+    parts = count_parts(arch.targets[0], freeze_a)
     if init not in INIT_STD:
         raise unknown("init", init, INIT_STD)
     std = INIT_STD[init] if std is None else std
     if rank < 1:
         raise UserError(f"rank must be at least 1; got {rank}.")
     if dim < parts or dim % parts:
+        factors = "B" if freeze_a else "A and B"
         raise UserError(
-            f"dim must divide into {parts} equal parts (A and B of {parts // 2} targets); got "
-            f"{dim}, try {max(parts, dim - dim % parts)}."
+            f"dim must divide into {parts} equal parts ({factors} of {len(arch.targets[0])} "
+            f"targets); got {dim}, try {max(parts, dim - dim % parts)}."
         )
     if not (isinstance(std, numbers.Real) and math.isfinite(std) and std > 0):
         raise UserError(f"init_std must be a positive number; got {std!r}.")
@@ -142,8 +159,13 @@ def make_spaces(
                 std_a = std_b = std
             else:
                 std_a = std_b = std * hidden[index] / math.sqrt(dim)
+            a_dim = 1 if freeze_a else part_dim
             to_a: Projection = SeededProjection(
-                rank * target.in_features, part_dim, seed=seed, std=std_a, stream=stream
+                rank * target.in_features,
+                a_dim,
+                seed=seed,
+                std=std_a * math.sqrt(part_dim / a_dim),
+                stream=stream,
             )
             to_b: Projection = SeededProjection(
                 rank * target.out_features, part_dim, seed=seed, std=std_b, stream=stream + 1
@@ -153,7 +175,7 @@ def make_spaces(
                     rank * target.out_features, part_dim, seed, stream + 1
                 ).materialize(device=arch.model.device)
             projections[name] = (to_a, to_b)
-        spaces.append(LayerSpace(dim, rank, targets, projections))
+        spaces.append(LayerSpace(dim, rank, targets, projections, freeze_a))
     return spaces
 
 

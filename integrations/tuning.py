@@ -23,7 +23,7 @@ from integrations.fingerprint import fingerprint
 from integrations.history import DevScore, History
 from integrations.metrics import Loss, loss_name
 from integrations.models import load_model
-from integrations.optimizers import make_optimizers, optimizer_name
+from integrations.optimizers import freezes_a, make_optimizers, optimizer_name
 from integrations.patches import evaluating
 from integrations.population import FAST, Speedups
 from integrations.presets import with_preset
@@ -54,6 +54,7 @@ def tune(
     loss: str | Loss | None = None,
     init: str = "calibrated",
     init_std: float | None = None,
+    freeze_a: bool | None = None,
     incumbent: bool = True,
     dev_every: int = 50,
     patience: int | None = 1500,
@@ -88,7 +89,8 @@ def tune(
             name, a factory f(dim, seed), or an object with ask and tell, which is copied for each
             layer.
         rank: Rank r of each delta.
-        dim: Length d of each layer's z; divides into two equal parts for each target.
+        dim: Length d of each layer's z; divides into equal parts, two for each target, or one
+            with `freeze_a`.
         targets: Which of the projections ``"q"``, ``"k"``, ``"v"`` and ``"o"`` get a delta.
         layers: Indices of the layers to tune in the order of a sweep, negative ones from the end;
             ``"all"``, first to last; None for the upper half, where a candidate costs a third of
@@ -107,6 +109,9 @@ def tune(
         init: How the projections are scaled: ``"calibrated"``, ``"paper"``, ``"reference-code"``
             or ``"normal"``; see `integrations.spaces.make_spaces`.
         init_std: The scale that `init` speaks of; None for `integrations.spaces.INIT_STD`.
+        freeze_a: Whether A is random and fixed, and B alone is searched for, as LoRA-FA does with
+            gradients (Zhang et al., arXiv 2308.03303), or both are, as in the paper. None: B alone
+            for ``"lotfwa"``, both for others; docs/method.md says why.
         incumbent: Whether a candidate has to lower the loss to be put in place. False: a layer's
             best candidate so far is, as in the authors' code, whatever other layers' deltas were
             when it was evaluated.
@@ -169,6 +174,7 @@ def tune(
     if memory_limit is not None:
         memory_limit = _whole("memory_limit", memory_limit, 1)
     listener = as_callback(callback)
+    freeze_a = freezes_a(optimizer) if freeze_a is None else freeze_a
     plan = make_schedule(schedule, chosen, len(arch.layers))
     size = coordinates(plan, dim)
     optimizers = make_optimizers(optimizer, plan.stops, size, seed, budget, popsize)
@@ -192,6 +198,7 @@ def tune(
         "loss": loss_name(loss, encoder.losses),
         "init": init,
         "init_std": init_std,
+        "freeze_a": freeze_a,
         "incumbent": incumbent,
         "dev_every": dev_every,
         "patience": patience,
@@ -208,7 +215,14 @@ def tune(
     with evaluating(model), ExitStack() as stack:
         evaluator = make_evaluator(encoder, arch, task.train, loss, speedups, memory_limit)
         spaces = make_spaces(
-            arch, evaluator.batches, rank=rank, dim=dim, init=init, std=init_std, seed=seed
+            arch,
+            evaluator.batches,
+            rank=rank,
+            dim=dim,
+            init=init,
+            std=init_std,
+            seed=seed,
+            freeze_a=freeze_a,
         )
         fleet = None
         if others is not None:
@@ -299,8 +313,9 @@ class _Selection:
         scores = self.history.scores
         if scores:
             best = self.history.best
-            # Few examples make many ties; the loss tells equal scores apart.
-            better = (now.score, -now.loss) > (best.score, -best.loss)
+            # Few examples make many ties; the loss tells equal scores apart. NaN logits count as an
+            # answer like any other, so a score beside a loss that is NaN means nothing.
+            better = np.isfinite(now.loss) and (now.score, -now.loss) > (best.score, -best.loss)
         else:
             better = True
         scores.append(
@@ -310,7 +325,7 @@ class _Selection:
                 train_loss=self.search.loss,
                 loss=now.loss,
                 score=now.score,
-                best=better,
+                best=bool(better),
             )
         )
         if better:

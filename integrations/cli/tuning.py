@@ -40,7 +40,7 @@ from integrations.cli.options import (
 from integrations.demo import DEMO_BUDGET, demo_task
 from integrations.errors import UserError
 from integrations.models import load_model
-from integrations.optimizers import can_save
+from integrations.optimizers import FREEZE_A, can_save
 from integrations.peft_format import CONFIG
 from integrations.presets import PRESETS
 from integrations.report import Watch, console, finish, print_json, score_test, summary
@@ -105,6 +105,15 @@ InitStd = Annotated[
         help="The scale; by default "
         + ", ".join(f"{std} for {name}" for name, std in INIT_STD.items())
         + ".",
+        rich_help_panel=DELTAS,
+    ),
+]
+FreezeA = Annotated[
+    bool | None,
+    typer.Option(
+        "--freeze-a/--search-a",
+        help="Search for B alone, with A random and fixed, or for both (the paper); by default B "
+        f"alone for {', '.join(FREEZE_A)}, both for others.",
         rich_help_panel=DELTAS,
     ),
 ]
@@ -181,6 +190,7 @@ def tune(
     layers: Layers = None,
     init: Init = "calibrated",
     init_std: InitStd = None,
+    freeze_a: FreezeA = None,
     incumbent: Incumbent = True,
     preset: Preset = None,
     shots: Shots = 16,
@@ -228,6 +238,7 @@ def tune(
         loss=loss,
         init=init,
         init_std=init_std,
+        freeze_a=freeze_a,
         incumbent=incumbent,
         preset=preset,
         dev_every=dev_every,

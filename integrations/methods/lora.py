@@ -12,7 +12,7 @@ from dfo_core.validation import FloatArray
 from integrations.architectures import describe
 from integrations.evaluators import make_evaluator
 from integrations.methods.trial import Trial
-from integrations.optimizers import make_optimizers
+from integrations.optimizers import freezes_a, make_optimizers
 from integrations.schedule import choose_layers, coordinates, make_schedule
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
@@ -36,6 +36,7 @@ class LayerwiseLora:
         schedule: As in `tune`.
         init: As in `tune`.
         init_std: As in `tune`.
+        freeze_a: As in `tune`.
         incumbent: As in `tune`.
     """
 
@@ -52,6 +53,7 @@ class LayerwiseLora:
         schedule: str = "generation-major",
         init: str = "calibrated",
         init_std: float | None = None,
+        freeze_a: bool | None = None,
         incumbent: bool = True,
     ) -> None:
         self._arch, self._encoder = describe(trial.arch.model, tuple(targets)), trial.encoder
@@ -68,6 +70,7 @@ class LayerwiseLora:
             init=init,
             std=init_std,
             seed=trial.seed,
+            freeze_a=freezes_a(optimizer) if freeze_a is None else freeze_a,
         )
         self._search = LayerwiseSearch(
             evaluator,

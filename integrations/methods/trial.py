@@ -102,7 +102,8 @@ class Trial:
         """
         now = self.score(self.encoder.task.dev, logits)
         best = max(((s.score, -s.loss) for s in self.scores), default=(-np.inf, -np.inf))
-        better = not self.scores or (now.score, -now.loss) > best
+        # As in `tune`: a score beside a loss that is NaN means nothing.
+        better = not self.scores or bool(np.isfinite(now.loss) and (now.score, -now.loss) > best)
         self.scores.append(
             DevScore(evaluations, self.elapsed, train_loss, now.loss, now.score, better)
         )

@@ -214,7 +214,7 @@ BAD = {
     "module": ({"optimizer": "no_such_module:f"}, "no_such_module"),
     "no ask or tell": ({"optimizer": "own_optimizer:nothing"}, "no method ask()"),
     "budget": ({"budget": 0}, "budget must be"),
-    "dim": ({"dim": 42}, "try 40"),
+    "dim": ({"dim": 41}, "try 40"),
     "rank": ({"rank": 0}, "rank must be"),
     "targets": ({"targets": "q,x"}, "'x'"),
     "layers": ({"layers": "0,9"}, "layers 0 to 3"),

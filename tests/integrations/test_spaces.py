@@ -27,7 +27,9 @@ MIXED, EQUAL = (9, 5, 12, 5, 7), (8, 8, 8, 8)
 
 
 def spaces_of(arch, prompts, **settings):
-    settings = {"rank": 4, "dim": 40, "init": "calibrated", "std": None, "seed": 0} | settings
+    settings = {
+        "rank": 4, "dim": 40, "init": "calibrated", "std": None, "seed": 0, "freeze_a": False,
+    } | settings  # fmt: skip
     evaluator = PopulationEvaluator(arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
     return make_spaces(arch, evaluator.batches, **settings)
 
@@ -57,20 +59,33 @@ def rms(values):
 
 
 @pytest.mark.parametrize("lengths", [MIXED, EQUAL], ids=["padded", "not padded"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "bert", "falcon", "deberta-v2", "t5"])
-def test_calibrated_deltas_are_the_wanted_fraction_of_the_projections_output(family, lengths):
+@pytest.mark.parametrize(
+    ("family", "freeze_a"),
+    [
+        *((f, False) for f in ("llama", "qwen3", "gpt2", "bert", "falcon", "deberta-v2", "t5")),
+        *((f, True) for f in ("llama", "gpt2", "bert")),
+    ],
+)
+def test_calibrated_deltas_are_the_wanted_fraction_of_the_projections_output(
+    family, lengths, freeze_a
+):
     model = build_model(family)
     arch = describe(model, ("q", "k", "v", "o"))
     prompts = random_prompts(arch.kind, lengths)
-    # Wide enough that a projection drawn once behaves like the average one.
-    spaces = spaces_of(arch, prompts, rank=8, dim=4000, std=0.3)
-    z = np.random.default_rng(0).standard_normal((200, 4000))
+    # Wide enough that a projection drawn once behaves like the average one; a frozen A has the rank
+    # as its only width, so that is large and several are drawn.
+    seeds, rank, dim, count = (8, 128, 400, 10) if freeze_a else (1, 8, 4000, 200)
+    spaces = [
+        spaces_of(arch, prompts, rank=rank, dim=dim, std=0.3, freeze_a=freeze_a, seed=seed)
+        for seed in range(seeds)
+    ]
+    z = np.random.default_rng(0).standard_normal((count, dim))
     for layer in range(LAYERS):
-        factors = spaces[layer].factors(z, CPU, FLOAT)
+        drawn = [space[layer].factors(z, CPU, FLOAT) for space in spaces]
         for name in arch.targets[layer]:
             module = projection(model, layer, name)
             x, y = record(model, prompts, [module])[module]
-            deltas = x @ factors[name].A.mT @ factors[name].B
+            deltas = torch.stack([x @ f[name].A.mT @ f[name].B for f in drawn])
             assert rms(deltas) / rms(y[:, columns(model, name)]) == pytest.approx(0.3, rel=0.1)
 
 
@@ -97,7 +112,16 @@ def test_the_layout_of_batches_makes_no_difference(family):
             layout=layout,
             first_position=first,
         )
-        spaces = make_spaces(arch, batches, rank=2, dim=8, init="calibrated", std=None, seed=0)
+        spaces = make_spaces(
+            arch,
+            batches,
+            rank=2,
+            dim=8,
+            init="calibrated",
+            std=None,
+            seed=0,
+            freeze_a=False,
+        )
         stds.append([p.std for s in spaces for pair in s.projections.values() for p in pair])
     for others in stds[:-1]:
         assert others == pytest.approx(stds[-1], rel=1e-4)
@@ -213,6 +237,47 @@ def test_zero_is_no_delta(llama, init):
 
 
 @pytest.mark.parametrize("init", INIT_STD)
+def test_with_a_frozen_each_half_of_z_drives_b_of_one_target(llama, init):
+    space = spaces_of(llama, random_prompts("causal"), init=init, freeze_a=True)[1]
+    z = np.random.default_rng(0).standard_normal((3, 40))
+    whole = space.factors(z, CPU, FLOAT)
+    for number, name in enumerate(("q", "v")):
+        columns = slice(20 * number, 20 * number + 20)
+        part = np.zeros_like(z)
+        part[:, columns] = z[:, columns]
+        to_b = space.projections[name][1]
+        if isinstance(to_b, SeededProjection):
+            to_b = to_b.materialize()
+        expected = torch.from_numpy(z[:, columns]).float() @ to_b.weight.T
+        for other, f in space.factors(part, CPU, FLOAT).items():
+            if other == name:
+                assert torch.allclose(f.B, whole[name].B)
+                assert torch.allclose(f.B, expected.view(f.B.shape), atol=1e-6)
+            else:
+                assert not f.B.any()
+
+
+@pytest.mark.parametrize("init", INIT_STD)
+def test_a_frozen_a_is_the_same_for_all_and_spread_as_a_searched_one(llama, init):
+    prompts = random_prompts("causal")
+    searched, frozen = (
+        spaces_of(llama, prompts, init=init, rank=64, dim=2000, freeze_a=freeze_a)[1]
+        for freeze_a in (False, True)
+    )
+    rng = np.random.default_rng(0)
+    drawn = searched.factors(rng.standard_normal((20, 2000)), CPU, FLOAT)
+    fixed = frozen.factors(rng.standard_normal((2, 2000)), CPU, FLOAT)
+    none = frozen.factors(np.zeros((1, 2000)), CPU, FLOAT)
+    for name in ("q", "v"):
+        assert torch.equal(fixed[name].A[0], fixed[name].A[1])
+        assert torch.equal(fixed[name].A[:1], none[name].A)
+        assert not none[name].B.any()
+        if init != "calibrated":  # which shares the delta's spread out among factors as it likes
+            # 2000 / 2 coordinates for B where both are searched for have 2000 / 4.
+            assert rms(fixed[name].A) == pytest.approx(2**0.5 * rms(drawn[name].A), rel=0.1)
+
+
+@pytest.mark.parametrize("init", INIT_STD)
 def test_the_seed_decides_and_layers_targets_and_factors_differ(llama, init):
     def drawn(seed):
         spaces = spaces_of(llama, random_prompts("causal"), init=init, seed=seed)
@@ -246,6 +311,7 @@ def test_deltas_in_place_do_not_change_what_is_measured(llama):
         ({"rank": 0}, "rank must be at least 1; got 0"),
         ({"dim": 42}, r"4 equal parts \(A and B of 2 targets\); got 42, try 40"),
         ({"dim": 3}, "got 3, try 4"),
+        ({"dim": 3, "freeze_a": True}, r"2 equal parts \(B of 2 targets\); got 3, try 2"),
         ({"std": 0.0}, "init_std must be a positive number; got 0.0"),
         ({"std": -1.0}, "init_std must be a positive number"),
         ({"std": float("nan")}, "init_std must be a positive number"),

@@ -361,7 +361,7 @@ class NoTell:
         ({"layers": [2]}, "layers has 2, but the model has layers 0 to 1"),
         ({"init": "xavier"}, "unknown init 'xavier'"),
         ({"rank": 0}, "rank must be a whole number of 1 or more"),
-        ({"dim": 41}, "dim must divide into 4 equal parts"),
+        ({"dim": 41}, "dim must divide into 2 equal parts"),
         ({"budget": 0}, "budget must be a whole number of 1 or more; got 0"),
         ({"budget": 10.5}, "budget must be a whole number of 1 or more; got 10.5"),
         ({"dev_every": 0}, "dev_every must be a whole number of 1 or more"),
