@@ -42,7 +42,8 @@ class PeakMemory:
         """Bytes at the peak so far, beyond those at the start."""
         if self._cuda is not None:
             return torch.cuda.max_memory_allocated(self._cuda) - self._before
-        return resident("VmHWM") - self._before
+        # Linux counts the two apart and may note a peak some pages below what there is now.
+        return max(0, resident("VmHWM") - self._before)
 
 
 def resident(field: str) -> int:
