@@ -225,6 +225,7 @@ def _measure_targets(
                     return y
 
                 patches.after(target.module, record)
+        patches.before(arch.head, lambda x: current[-1].at_answers(x))  # all logits take memory
         for batch in batches:
             current.append(batch)
             seen.clear()
@@ -254,6 +255,7 @@ def hidden_std(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float
                 return x
 
             patches.before(layer, record)
+        patches.before(arch.head, lambda x: current[-1].at_answers(x))  # all logits take memory
         for batch in batches:
             current.append(batch)
             batch.run(arch.model)

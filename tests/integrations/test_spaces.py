@@ -304,6 +304,17 @@ def test_deltas_in_place_do_not_change_what_is_measured(llama):
     assert [s.projections for s in spaces_of(llama, prompts)] == [s.projections for s in first]
 
 
+@pytest.mark.parametrize("init", INIT_STD)
+def test_what_is_measured_takes_no_memory_for_logits_that_nobody_reads(init):
+    arch = describe(build_model("llama"))
+    prompts = random_prompts("causal")
+    seen = []
+    arch.head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.shape[:-1]))
+    spaces_of(arch, prompts, init=init)
+    assert all(rows * tokens <= len(prompts) for rows, tokens in seen)
+    assert bool(seen) == (init != "normal")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
