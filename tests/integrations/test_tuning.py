@@ -165,6 +165,20 @@ def test_only_chosen_layers_are_tuned_and_the_upper_half_unless_told(run, layers
     assert result.adapter.factors[1] is not None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "frozen"),
+    [
+        ({}, True),
+        ({"optimizer": "cma-es"}, False),
+        ({"freeze_a": False}, False),
+        ({"optimizer": "cma-es", "freeze_a": True}, True),
+        ({"preset": "paper"}, False),
+    ],
+)
+def test_fireworks_search_for_b_alone_unless_told_otherwise(run, arguments, frozen):
+    assert run(budget=20, **arguments).settings["freeze_a"] is frozen
+
+
 def test_speedups_change_nothing_but_the_time(run):
     fast, naive = run(budget=40, speedups=Speedups()), run(budget=40, speedups=NAIVE)
     for a, b in zip(fast.history.scores, naive.history.scores, strict=True):
