@@ -22,6 +22,7 @@ from integrations.environment import versions
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder
 from integrations.files import replace_file
+from integrations.history import best_of
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
 from integrations.models import hush, load_model
@@ -175,13 +176,12 @@ def _learn(
                     learner.restore(state)
                 tested[id(state)] = trial.score(task.test, learner.logits)
         *marked, last = (tested[id(state)] for state in states)
-    best = [look for look in trial.scores if look.best][-1]
     return Outcome(
         method=method,
         seed=seed,
         score=last.score,
         loss=last.loss,
-        dev_score=best.score,
+        dev_score=best_of(trial.scores).score,
         marked=[score.score for score in marked],
         evaluations=learner.evaluations,
         seconds=seconds,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from integrations.objective import Score
 from integrations.visit import Visit
 
 
@@ -33,6 +34,21 @@ class DevScore:
     best: bool
 
 
+def best_of(scores: Sequence[DevScore]) -> DevScore:
+    """The last of some looks at the development set that was better than all before it."""
+    return [score for score in scores if score.best][-1]
+
+
+def is_better(now: Score, before: Sequence[DevScore]) -> bool:
+    """Whether a look at the development set is better than all before; the first always is."""
+    if not before:
+        return True
+    best = best_of(before)
+    # Few examples make many ties; the loss tells equal scores apart. NaN logits count as an answer
+    # like any other, so a score beside a loss that is NaN means nothing.
+    return math.isfinite(now.loss) and (now.score, -now.loss) > (best.score, -best.loss)
+
+
 @dataclass
 class History:
     """The course of a run.
@@ -48,7 +64,7 @@ class History:
     @property
     def best(self) -> DevScore:
         """The development score of the deltas that were chosen."""
-        return [score for score in self.scores if score.best][-1]
+        return best_of(self.scores)
 
     @property
     def invalid(self) -> int:

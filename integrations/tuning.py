@@ -20,7 +20,7 @@ from integrations.checkpoint import Checkpoint, CheckpointWarning, RunState, req
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder, make_evaluator
 from integrations.fingerprint import fingerprint
-from integrations.history import DevScore, History
+from integrations.history import DevScore, History, is_better
 from integrations.metrics import Loss, loss_name
 from integrations.models import load_model
 from integrations.optimizers import freezes_a, make_optimizers, optimizer_name
@@ -311,13 +311,7 @@ class _Selection:
         """Score the deltas in place, and keep them if they are the best so far."""
         now = self.scorer(self.search.adapter)
         scores = self.history.scores
-        if scores:
-            best = self.history.best
-            # Few examples make many ties; the loss tells equal scores apart. NaN logits count as an
-            # answer like any other, so a score beside a loss that is NaN means nothing.
-            better = np.isfinite(now.loss) and (now.score, -now.loss) > (best.score, -best.loss)
-        else:
-            better = True
+        better = is_better(now, scores)
         scores.append(
             DevScore(
                 evaluations=self.search.evaluations,

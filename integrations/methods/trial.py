@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from integrations.architectures import Architecture
-from integrations.history import DevScore
+from integrations.history import DevScore, is_better
 from integrations.metrics import METRICS, make_loss
 from integrations.objective import Score
 from integrations.prompts import Encoder
@@ -101,9 +101,7 @@ class Trial:
             Whether it is better than all before: a higher score, or the same and a lower loss.
         """
         now = self.score(self.encoder.task.dev, logits)
-        best = max(((s.score, -s.loss) for s in self.scores), default=(-np.inf, -np.inf))
-        # As in `tune`: a score beside a loss that is NaN means nothing.
-        better = not self.scores or bool(np.isfinite(now.loss) and (now.score, -now.loss) > best)
+        better = is_better(now, self.scores)
         self.scores.append(
             DevScore(evaluations, self.elapsed, train_loss, now.loss, now.score, better)
         )

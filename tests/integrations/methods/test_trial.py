@@ -57,6 +57,14 @@ def test_what_did_best_on_dev_is_in_place_at_the_end(make_trial):
     assert [look.score for look in trial.scores] == [0, 1, 1, 1, 0]
 
 
+def test_a_look_that_is_nan_is_not_chosen_and_hides_no_later_one(make_trial):
+    learner, trial = Scripted([-1, np.nan, 1, -2]), make_trial(budget=100)
+    fit(trial, learner)
+    assert learner.place == 2
+    assert [look.score for look in trial.scores] == [0, 1, 1, 0]  # NaN counts as an answer
+    assert [look.best for look in trial.scores] == [True, False, True, False]
+
+
 def test_budget_and_interval_are_kept(make_trial):
     learner, trial = (
         Scripted([0.1 * i for i in range(50)], cost=2.0),
