@@ -78,16 +78,7 @@ def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, 
     batches = PopulationEvaluator(
         arch, prompts, label_ids, pad_id=pad_id, loss=LOSSES["ce"]
     ).batches
-    spaces = make_spaces(
-        arch,
-        batches,
-        rank=rank,
-        dim=500,
-        init="calibrated",
-        std=None,
-        seed=0,
-        freeze_a=False,
-    )
+    spaces = make_spaces(arch, batches, rank=rank, dim=500, seed=0)
     adapter = Adapter(arch)
     rng = np.random.default_rng(0)
     for layer, space in enumerate(spaces):

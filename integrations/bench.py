@@ -108,16 +108,7 @@ def measure(
     rng = np.random.default_rng(seed)
     with evaluating(arch.model):
         batches = evaluators["naive"].batches
-        spaces = make_spaces(
-            arch,
-            batches,
-            rank=rank,
-            dim=dim,
-            init="calibrated",
-            std=None,
-            seed=seed,
-            freeze_a=False,
-        )
+        spaces = make_spaces(arch, batches, rank=rank, dim=dim, seed=seed)
         adapter = Adapter(arch)
         for layer, space in enumerate(spaces):
             adapter.place(layer, _draw(arch, space, rng, 1))

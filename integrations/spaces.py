@@ -95,10 +95,10 @@ def make_spaces(
     *,
     rank: int,
     dim: int,
-    init: str,
-    std: float | None,
     seed: int,
-    freeze_a: bool,
+    init: str = "calibrated",
+    std: float | None = None,
+    freeze_a: bool = False,
 ) -> list[LayerSpace]:
     """Search spaces of all layers.
 
@@ -108,6 +108,7 @@ def make_spaces(
         rank: Rank r of the deltas.
         dim: Length d of each layer's z; must divide into equal parts, two for each target, or one
             with A frozen.
+        seed: Draws the projections.
         init: How the projections are scaled:
 
             - ``"calibrated"``: for z ~ N(0, I), the delta's root mean square is ``std`` times that
@@ -118,7 +119,6 @@ def make_spaces(
               torch.nn.Linear's uniform init.
             - ``"normal"``: ``std`` itself (the paper's ablation).
         std: The factor above (alpha in Eq. 6); None for `INIT_STD`.
-        seed: Draws the projections.
         freeze_a: Search for B only. A is drawn once, with the spread that its entries would have
             for a z ~ N(0, I) that had a part for A too. The delta is then linear in z. With both
             searched for it is a product, of which each factor is zero at z = 0: there the loss does
@@ -192,13 +192,29 @@ def _real(arch: Architecture, layer: int, batch: PromptBatch) -> torch.Tensor:
     return batch.real if layer in arch.stacks[0] else batch.decoder_real
 
 
+def _run_all(
+    patches: Patches,
+    arch: Architecture,
+    batches: Sequence[PromptBatch],
+    current: list[PromptBatch],
+) -> None:
+    """Run the model on each batch, which is then the last of ``current``.
+
+    Nobody reads the logits; those of all positions would take more memory than all else.
+    """
+    patches.before(arch.head, lambda x: current[-1].at_answers(x))
+    for batch in batches:
+        current.append(batch)
+        batch.run(arch.model)
+
+
 @torch.inference_mode()
 def _measure_targets(
     arch: Architecture, batches: Sequence[PromptBatch]
 ) -> list[dict[str, TargetScale]]:
     """Input norm and output root mean square of every target over the prompts."""
     sums: dict[tuple[int, str], np.ndarray] = {}
-    seen: set[tuple[int, str]] = set()
+    seen: set[tuple[int, int, str]] = set()
     with Patches() as patches:
         current: list[PromptBatch] = []
         for index, targets in enumerate(arch.targets):
@@ -212,9 +228,10 @@ def _measure_targets(
                     index: int = index,
                     target: Target = target,
                 ) -> torch.Tensor:
-                    if (index, target.name) in seen:  # a module's reuse on what is no prompt
+                    place = (len(current), index, target.name)
+                    if place in seen:  # a module's reuse on what is no prompt
                         return y
-                    seen.add((index, target.name))
+                    seen.add(place)
                     real = _real(arch, index, current[-1])
                     inputs, outputs = x[real], y[real][:, target.columns]
                     total += (
@@ -225,11 +242,7 @@ def _measure_targets(
                     return y
 
                 patches.after(target.module, record)
-        patches.before(arch.head, lambda x: current[-1].at_answers(x))  # all logits take memory
-        for batch in batches:
-            current.append(batch)
-            seen.clear()
-            batch.run(arch.model)
+        _run_all(patches, arch, batches, current)
     return [
         {
             name: TargetScale(
@@ -255,10 +268,7 @@ def hidden_std(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float
                 return x
 
             patches.before(layer, record)
-        patches.before(arch.head, lambda x: current[-1].at_answers(x))  # all logits take memory
-        for batch in batches:
-            current.append(batch)
-            batch.run(arch.model)
+        _run_all(patches, arch, batches, current)
     # The authors' code takes the embedding matrix for the first layer.
     table: Any = arch.model.get_input_embeddings().weight
     embedding = table.float().flatten()

@@ -174,7 +174,7 @@ def tune(
     if memory_limit is not None:
         memory_limit = _whole("memory_limit", memory_limit, 1)
     listener = as_callback(callback)
-    freeze_a = freezes_a(optimizer) if freeze_a is None else freeze_a
+    freeze_a = freezes_a(optimizer, freeze_a)
     plan = make_schedule(schedule, chosen, len(arch.layers))
     size = coordinates(plan, dim)
     optimizers = make_optimizers(optimizer, plan.stops, size, seed, budget, popsize)
@@ -319,7 +319,7 @@ class _Selection:
                 train_loss=self.search.loss,
                 loss=now.loss,
                 score=now.score,
-                best=bool(better),
+                best=better,
             )
         )
         if better:

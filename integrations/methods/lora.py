@@ -70,7 +70,7 @@ class LayerwiseLora:
             init=init,
             std=init_std,
             seed=trial.seed,
-            freeze_a=freezes_a(optimizer) if freeze_a is None else freeze_a,
+            freeze_a=freezes_a(optimizer, freeze_a),
         )
         self._search = LayerwiseSearch(
             evaluator,

@@ -68,16 +68,7 @@ class Watched(PopulationEvaluator):
 
 def search_of(optimizer, evaluator, layers=(1, 0), budget=BUDGET, popsize=None, schedule="block"):
     arch = evaluator.arch
-    spaces = make_spaces(
-        arch,
-        evaluator.batches,
-        rank=2,
-        dim=DIM,
-        init="calibrated",
-        std=None,
-        seed=0,
-        freeze_a=True,
-    )
+    spaces = make_spaces(arch, evaluator.batches, rank=2, dim=DIM, seed=0, freeze_a=True)
     plan = make_schedule(schedule, layers, len(arch.layers))
     dim = DIM * len(layers) if schedule == "joint" else DIM
     optimizers = make_optimizers(optimizer, plan.stops, dim, 0, budget, popsize)

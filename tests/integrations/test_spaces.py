@@ -27,9 +27,7 @@ MIXED, EQUAL = (9, 5, 12, 5, 7), (8, 8, 8, 8)
 
 
 def spaces_of(arch, prompts, **settings):
-    settings = {
-        "rank": 4, "dim": 40, "init": "calibrated", "std": None, "seed": 0, "freeze_a": False,
-    } | settings  # fmt: skip
+    settings = {"rank": 4, "dim": 40, "seed": 0} | settings
     evaluator = PopulationEvaluator(arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy)
     return make_spaces(arch, evaluator.batches, **settings)
 
@@ -112,16 +110,7 @@ def test_the_layout_of_batches_makes_no_difference(family):
             layout=layout,
             first_position=first,
         )
-        spaces = make_spaces(
-            arch,
-            batches,
-            rank=2,
-            dim=8,
-            init="calibrated",
-            std=None,
-            seed=0,
-            freeze_a=False,
-        )
+        spaces = make_spaces(arch, batches, rank=2, dim=8, seed=0)
         stds.append([p.std for s in spaces for pair in s.projections.values() for p in pair])
     for others in stds[:-1]:
         assert others == pytest.approx(stds[-1], rel=1e-4)

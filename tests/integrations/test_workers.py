@@ -82,16 +82,7 @@ def replica_of(family, blocks=2, loss=cross_entropy, **settings):
         loss=loss,
         speedups=Speedups(blocks=blocks),
     )
-    spaces = make_spaces(
-        arch,
-        evaluator.batches,
-        rank=2,
-        dim=DIM,
-        init="calibrated",
-        std=None,
-        seed=0,
-        freeze_a=True,
-    )
+    spaces = make_spaces(arch, evaluator.batches, rank=2, dim=DIM, seed=0, freeze_a=True)
     return Replica(evaluator, spaces)
 
 
