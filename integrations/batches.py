@@ -8,7 +8,7 @@ from itertools import count, groupby
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -128,18 +128,38 @@ class PromptBatch:
 
 # One more batch costs about as much as these many tokens, since the weights are streamed from
 # memory once more (measured on a 2-core CPU with a 135M model: 46 ms against 1.4 ms a token).
-BATCH_OVERHEAD_TOKENS = 32
+CPU_OVERHEAD_TOKENS = 32
+# On a GPU a batch waits for Python, 0.8 ms a layer with deltas, in which products of a layer's
+# weights at 650 TFLOP/s would serve so many tokens times weights (measured on an H200); some 16
+# candidates share a pass.
+GPU_OVERHEAD_PRODUCTS = 0.8e-3 * 650e12 / 2 / 16
 
 
-def group_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def overhead_tokens(device: torch.device, layer: nn.Module) -> int:
+    """How many tokens of a candidate cost about as much as one more batch.
+
+    Args:
+        device: Where the model is.
+        layer: One of its layers.
+    """
+    if device.type == "cpu":
+        return CPU_OVERHEAD_TOKENS
+    weights = sum(parameter.numel() for parameter in layer.parameters())
+    return round(GPU_OVERHEAD_PRODUCTS / max(1, weights))
+
+
+def group_by_length(
+    lengths: Sequence[int], max_tokens: int, overhead: int = CPU_OVERHEAD_TOKENS
+) -> list[list[int]]:
     """Cut prompts, sorted by length, into batches that cost least.
 
-    A batch costs its padded tokens plus `BATCH_OVERHEAD_TOKENS`; the cheapest cut of the
-    sorted list is found by dynamic programming.
+    A batch costs its padded tokens plus an overhead; the cheapest cut of the sorted list is found
+    by dynamic programming.
 
     Args:
         lengths: Tokens in each prompt.
         max_tokens: Most padded tokens in a batch; a longer single prompt is a batch of its own.
+        overhead: What one more batch costs, in tokens.
 
     Returns:
         Indices into ``lengths``, one list a batch.
@@ -153,7 +173,7 @@ def group_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             tokens = (end - start) * longest
             if tokens > max_tokens and end - start > 1:
                 break
-            cost = best[start] + tokens + BATCH_OVERHEAD_TOKENS
+            cost = best[start] + tokens + overhead
             if cost < best[end]:
                 best[end], cut[end] = cost, start
     groups = []
@@ -173,6 +193,7 @@ def make_batches(
     layout: Layout = "grouped",
     first_position: int = 0,
     max_tokens: int | None = None,
+    overhead: int = CPU_OVERHEAD_TOKENS,
 ) -> list[PromptBatch]:
     """Batch prompts for a model.
 
@@ -185,6 +206,7 @@ def make_batches(
         first_position: What the model calls the place of a prompt's first token.
         max_tokens: Most tokens in a batch, padding among them; a longer single prompt is a batch
             of its own. None for `MOST_TOKENS`.
+        overhead: What one more batch costs, in tokens; see `overhead_tokens`.
 
     Raises:
         UserError: If the soft prompts are of different lengths, do not lie in their prompts, or
@@ -197,7 +219,7 @@ def make_batches(
         groups = _packs(lengths, most)
         return [_pack(prompts, group, first_position, device) for group in groups]
     if layout == "grouped":
-        groups = group_by_length(lengths, most)
+        groups = group_by_length(lengths, most, overhead)
     else:
         size = max(1, most // max(lengths))
         groups = [list(range(i, min(i + size, len(lengths)))) for i in range(0, len(lengths), size)]

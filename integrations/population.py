@@ -31,7 +31,14 @@ from torch.nn import functional as F
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
-from integrations.batches import MOST_TOKENS, Layout, PromptBatch, all_labels, make_batches
+from integrations.batches import (
+    MOST_TOKENS,
+    Layout,
+    PromptBatch,
+    all_labels,
+    make_batches,
+    overhead_tokens,
+)
 from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.lanes import Lanes
 from integrations.memory import plan_memory
@@ -127,6 +134,7 @@ class PopulationEvaluator:
             layout=layout,
             first_position=arch.family.reserved_positions,
             max_tokens=min(MOST_TOKENS[layout], plan.pass_tokens, self._most_answers()),
+            overhead=overhead_tokens(device, arch.layers[0]),
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
@@ -291,8 +299,9 @@ class PopulationEvaluator:
         """
         number = len(self.batches) // 2
         best, best_time = 1, float("inf")
-        size = 1
-        while size <= min(len(candidates), self._most_candidates):
+        # Powers of two, and all of them together.
+        most = max(1, min(len(candidates), self._most_candidates))
+        for size in (*(1 << i for i in range((most - 1).bit_length())), most):
             block = candidates[:size]
             try:
                 seconds = min(self._seconds(number, block, adapter) for _ in range(2)) / size
@@ -303,7 +312,6 @@ class PopulationEvaluator:
             if seconds > 0.9 * best_time:
                 break
             best, best_time = size, seconds
-            size *= 2
         return best
 
     def _seconds(self, number: int, block: Candidates, adapter: Adapter) -> float:

@@ -65,9 +65,9 @@ class LayerSpace:
         for name, target in self.targets.items():
             to_a, to_b = self.projections[name]
             part = one if self.freeze_a else next(parts)
-            a = project(part, to_a, shape=(self.rank, target.in_features))
-            b = project(next(parts), to_b, shape=(self.rank, target.out_features))
-            factors[name] = Factors(a.to(dtype), b.to(dtype))
+            a = project(part, to_a, (self.rank, target.in_features), dtype=dtype)
+            b = project(next(parts), to_b, (self.rank, target.out_features), dtype=dtype)
+            factors[name] = Factors(a, b)
         return factors
 
 

@@ -17,7 +17,7 @@ from tiny import (
 )
 
 from integrations.architectures import FAMILIES, describe
-from integrations.batches import BATCH_OVERHEAD_TOKENS, group_by_length, make_batches
+from integrations.batches import group_by_length, make_batches, overhead_tokens
 from integrations.packing import NAME, can_pack
 from integrations.prompts import Prompt
 
@@ -26,26 +26,27 @@ CPU = torch.device("cpu")
 # -- groups of like length -------------------------------------------------------------------------
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
+OVERHEADS = st.sampled_from([0, 32, 1000])
 
 
-def cost(groups, lengths):
+def cost(groups, lengths, overhead):
     padded = sum(len(group) * max(lengths[i] for i in group) for group in groups)
-    return padded + BATCH_OVERHEAD_TOKENS * len(groups)
+    return padded + overhead * len(groups)
 
 
-@given(LENGTHS, st.integers(1, 400))
+@given(LENGTHS, st.integers(1, 400), OVERHEADS)
 @settings(deadline=None, derandomize=True)
-def test_groups_are_a_partition_within_the_limit(lengths, max_tokens):
-    groups = group_by_length(lengths, max_tokens)
+def test_groups_are_a_partition_within_the_limit(lengths, max_tokens, overhead):
+    groups = group_by_length(lengths, max_tokens, overhead)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         tokens = len(group) * max(lengths[i] for i in group)
         assert tokens <= max_tokens or len(group) == 1
 
 
-@given(LENGTHS, st.integers(1, 400))
+@given(LENGTHS, st.integers(1, 400), OVERHEADS)
 @settings(deadline=None, derandomize=True)
-def test_no_cut_of_the_sorted_prompts_is_cheaper(lengths, max_tokens):
+def test_no_cut_of_the_sorted_prompts_is_cheaper(lengths, max_tokens, overhead):
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     best = float("inf")
     for cuts in product([False, True], repeat=len(lengths) - 1):
@@ -57,8 +58,16 @@ def test_no_cut_of_the_sorted_prompts_is_cheaper(lengths, max_tokens):
                 groups[-1].append(i)
         sizes = [(len(g) * max(lengths[i] for i in g), len(g)) for g in groups]
         if all(tokens <= max_tokens or n == 1 for tokens, n in sizes):
-            best = min(best, cost(groups, lengths))
-    assert cost(group_by_length(lengths, max_tokens), lengths) == best
+            best = min(best, cost(groups, lengths, overhead))
+    found = group_by_length(lengths, max_tokens, overhead)
+    assert cost(found, lengths, overhead) == best
+
+
+def test_on_a_gpu_the_batches_of_a_small_model_are_fewer():
+    small, large = torch.nn.Linear(1000, 1000), torch.nn.Linear(10000, 10000)
+    overheads = [overhead_tokens(torch.device("cuda"), layer) for layer in (small, large)]
+    assert overheads[0] == pytest.approx(100 * overheads[1], rel=0.05)
+    assert overhead_tokens(CPU, small) == overhead_tokens(CPU, large) == 32
 
 
 # -- layouts ---------------------------------------------------------------------------------------
