@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
-from tiny import SPECIAL, VOCABULARY, build_model
+from tiny import SPECIAL, VOCABULARY, build_model, kind_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -100,6 +100,18 @@ def saved_model(tmp_path_factory, word_tokenizer):
     folder = tmp_path_factory.mktemp("model")
     build_model("llama").save_pretrained(folder)
     word_tokenizer("causal").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["llama", "roberta"])
+def long_model(request, tmp_path_factory, word_tokenizer):
+    """Folder with a random model that has words and room for soft prompts of fifty tokens."""
+    folder = tmp_path_factory.mktemp("long")
+    tokenizer = word_tokenizer(kind_of(request.param))
+    tokenizer.add_tokens([f"x{i}" for i in range(1000)])
+    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    build_model(request.param, **size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from tiny import build_model, kind_of
 
 from integrations import UserError
 from integrations.comparison import RESULTS, Comparison, compare, read_outcomes, run_trial
@@ -154,18 +153,6 @@ def test_a_killed_comparison_goes_on(saved_model, data, tmp_path):
     first, second = (tmp_path / RESULTS).read_text().splitlines()
     assert first == before
     assert json.loads(second)["outcome"]["method"] == "f-lora"
-
-
-@pytest.fixture(scope="module", params=["llama", "roberta"])
-def long_model(request, tmp_path_factory, word_tokenizer):
-    """Folder with a random model that has words and room for soft prompts of fifty tokens."""
-    folder = tmp_path_factory.mktemp("long")
-    tokenizer = word_tokenizer(kind_of(request.param))
-    tokenizer.add_tokens([f"x{i}" for i in range(1000)])
-    size = {"vocab_size": len(tokenizer), "max_position_embeddings": 256}
-    build_model(request.param, **size).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow

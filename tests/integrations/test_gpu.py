@@ -1,0 +1,124 @@
+"""On a GPU everything is as on the CPU, to rounding; these tests are skipped without one."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import (
+    CONFIGS,
+    LABEL_IDS,
+    LAYERS,
+    PAD,
+    build_model,
+    kind_of,
+    random_adapter,
+    random_factors,
+    random_prompts,
+)
+
+from integrations import NAIVE, ProcessWorkers, Speedups, tune
+from integrations.adapter import Adapter
+from integrations.architectures import describe
+from integrations.comparison import Comparison, compare
+from integrations.methods.registry import METHODS
+from integrations.metrics import cross_entropy
+from integrations.population import PopulationEvaluator
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+
+LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)
+RUN = {"budget": 60, "dim": 40, "dev_every": 20, "layers": "all"}
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """float32 itself, not tf32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def losses(model, layer, **settings):
+    """Losses of seven candidates of a layer, with deltas in place in others."""
+    arch = describe(model, ("q", "v", "o"))
+    device, dtype = model.device, model.dtype
+
+    def moved(factors):
+        return {target: f.to(device=device, dtype=dtype) for target, f in factors.items()}
+
+    adapter = Adapter(arch)
+    for place, factors in enumerate(random_adapter(arch, [0, 1, 3]).factors):
+        if factors is not None:
+            adapter.place(place, moved(factors))
+    prompts = random_prompts(arch.kind, LENGTHS)
+    evaluator = PopulationEvaluator(
+        arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy, **settings
+    )
+    return evaluator.evaluate(layer, moved(random_factors(arch, layer, 7, seed=1)), adapter)
+
+
+@pytest.mark.parametrize("steps", [Speedups(), Speedups(blocks=3), NAIVE], ids=["all", "3", "none"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_losses_are_those_of_the_cpu(family, steps):
+    for layer in (0, 2, LAYERS - 1):
+        expected = losses(build_model(family), layer, speedups=NAIVE)
+        found = losses(build_model(family).cuda(), layer, speedups=steps)
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    expected = losses(build_model("llama"), 2)
+    assert losses(build_model("llama").to("cuda", dtype), 2) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["cma-es", "lotfwa"])
+@pytest.mark.parametrize("family", ["llama", "roberta", "bart"])
+def test_a_run_begins_as_on_the_cpu_and_its_adapter_can_be_used_there(
+    family, optimizer, word_tokenizer, toy_task, tmp_path
+):
+    tokenizer = word_tokenizer(kind_of(family))
+    settings = {"tokenizer": tokenizer, "optimizer": optimizer} | RUN
+    here = tune(build_model(family), toy_task, **settings)
+    there = tune(build_model(family).cuda(), toy_task, **settings)
+    # Later generations may differ: where two losses are equal to rounding, either can be ahead.
+    first, expected = there.history.visits[0], here.history.visits[0]
+    assert first.best == pytest.approx(expected.best, abs=1e-4)
+    assert there.history.scores[0].loss == pytest.approx(here.history.scores[0].loss, abs=1e-4)
+    there.save(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    assert weights
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_workers_on_a_gpu_find_what_one_process_finds(word_tokenizer, toy_task):
+    def run(**arguments):
+        settings = RUN | {"optimizer": "cma-es", "popsize": 8, "speedups": Speedups(blocks=2)}
+        model = build_model("llama", num_hidden_layers=2).cuda()
+        return tune(model, toy_task, tokenizer=word_tokenizer("causal"), **settings, **arguments)
+
+    alone, together = run(), run(workers=ProcessWorkers(2))
+    found = [[visit.best for visit in result.history.visits] for result in (alone, together)]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_compared_method_runs(method, long_model, data, tmp_path):
+    comparison = Comparison(str(long_model), "sst2", str(data), shots=4, budget=6)
+    (outcome,) = compare(comparison, [method], [0], tmp_path, isolate=False)
+    assert outcome.error is None
+    assert 0 <= outcome.score <= 1
+
+
+def test_the_command_tunes_on_it(dfo_lora, tune_arguments, tmp_path):
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run", json=True))
+    assert status == 0, err
+    assert json.loads(out)
+    status, out, err = dfo_lora("info")
+    assert status == 0, err
+    assert torch.cuda.get_device_name() in out
