@@ -4,6 +4,9 @@ Both work on the same numbers in one run, in turns, and must give equal results;
 reads the entries of its projections from memory. Besides the times the table shows what part of the
 device's peak was reached: on a GPU of the data sheet's (`lora_kernels.cost`), on a CPU of what a
 copy and a matrix product reach on the spot.
+
+A GPU's times are those of the GPU alone, of calls captured in a CUDA graph. Beside them stand those
+of calls from Python, which wait for Python where the GPU is faster.
 """
 
 from __future__ import annotations
@@ -98,6 +101,8 @@ class Row:
         seconds: Median time of a call.
         loop_seconds: Median time of the loop over candidates.
         speedup: How many times faster than the loop.
+        called_seconds: Median time of a call from Python; on a CPU the same as `seconds`.
+        called_loop_seconds: The same of the loop.
         gb_per_second: Gigabytes that have to be moved, by time.
         gflop_per_second: Billions of operations of the products, by time.
         roofline: The least time that the device's peaks allow, by time; above 1 where what has to
@@ -110,6 +115,8 @@ class Row:
     seconds: float
     loop_seconds: float
     speedup: float
+    called_seconds: float
+    called_loop_seconds: float
     gb_per_second: float
     gflop_per_second: float
     roofline: float
@@ -140,7 +147,12 @@ def measure(
         for backend in chosen:
             for case in cases(SHAPES[name], setting, device, backend, peaks):
                 _assert_equal(case.run(), case.loop())
-                seconds, loop_seconds = _times(case.run, case.loop, device, repeats)
+                called, loop_called = _times(case.run, case.loop, device, repeats, _seconds)
+                seconds, loop_seconds = called, loop_called
+                if device.type == "cuda":
+                    seconds, loop_seconds = _times(
+                        case.run, case.loop, device, repeats, _graph_seconds
+                    )
                 rows.append(
                     Row(
                         name,
@@ -149,6 +161,8 @@ def measure(
                         seconds,
                         loop_seconds,
                         loop_seconds / seconds,
+                        called,
+                        loop_called,
                         sum(launch.bytes for launch in case.launches) / seconds / 1e9,
                         sum(launch.flops for launch in case.launches) / seconds / 1e9,
                         sum(launch.work(peaks) for launch in case.launches) / seconds,
@@ -266,33 +280,50 @@ def _listed(tensors: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _times(
-    one: Callable[[], object], other: Callable[[], object], device: torch.device, repeats: int
+    one: Callable[[], object],
+    other: Callable[[], object],
+    device: torch.device,
+    repeats: int,
+    clock: Callable[[Callable[[], object], int, torch.device], float],
 ) -> tuple[float, float]:
     """Median seconds of two functions, measured in turns."""
-    calls = [max(1, round(5e-3 / _seconds(f, 1, device))) for f in (one, other)]
+    calls = [max(1, round(5e-3 / clock(f, 1, device))) for f in (one, other)]
     samples: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for f, n, found in zip((one, other), calls, samples, strict=True):
-            found.append(_seconds(f, n, device))
+            found.append(clock(f, n, device))
     return median(samples[0]), median(samples[1])
 
 
 def _seconds(function: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Mean time of some calls in a row; on a GPU that of its own clock, with a full queue."""
-    if device.type == "cuda":
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize(device)
-        start.record()
-        for _ in range(calls):
-            function()
-        stop.record()
-        torch.cuda.synchronize(device)
-        return float(start.elapsed_time(stop)) / 1e3 / calls
+    """Mean time of some calls in a row."""
+    _wait(device)
     begin = time.perf_counter()
     for _ in range(calls):
         function()
+    _wait(device)
     return (time.perf_counter() - begin) / calls
+
+
+def _graph_seconds(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Mean time that a GPU takes for some calls in a row, by its own clock, without Python's."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            function()
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    graph.replay()  # the first one uploads it
+    start.record()
+    graph.replay()
+    stop.record()
+    _wait(device)
+    return float(start.elapsed_time(stop)) / 1e3 / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _measured(device: torch.device, dtype: torch.dtype) -> cost.Device:
@@ -318,9 +349,16 @@ def as_table(rows: Sequence[Row], title: str) -> Table:
     table = Table(title=title)
     for name in ("shape", "operation", "backend"):
         table.add_column(name)
-    for name in ("ms", "loop ms", "speedup", "GB/s", "GFLOP/s", "of roofline"):
+    # Where calls are not captured in a graph, the last two would repeat the first three.
+    graphs = any(row.called_seconds != row.seconds for row in rows)
+    called = ("called ms", "speedup") if graphs else ()
+    for name in ("ms", "loop ms", "speedup", *called, "GB/s", "GFLOP/s", "of roofline"):
         table.add_column(name, justify="right")
     for row in rows:
+        from_python = (
+            f"{1e3 * row.called_seconds:.3f}",
+            f"{row.called_loop_seconds / row.called_seconds:.2f}",
+        )
         table.add_row(
             row.shape,
             row.op,
@@ -328,6 +366,7 @@ def as_table(rows: Sequence[Row], title: str) -> Table:
             f"{1e3 * row.seconds:.3f}",
             f"{1e3 * row.loop_seconds:.3f}",
             f"{row.speedup:.2f}",
+            *(from_python if graphs else ()),
             f"{row.gb_per_second:.1f}",
             f"{row.gflop_per_second:.0f}",
             f"{row.roofline:.0%}",
