@@ -11,11 +11,12 @@ what a matrix product of the model's own feed-forward shape reaches in the same 
 
     python benchmarks/population.py --data DIR       # SST-2 as JSON lines; else the demo's data
     python benchmarks/population.py --model roberta-large --populations 20
+    python benchmarks/population.py --model gpt2-xl --device cuda --dtype bfloat16
 """
 
 from __future__ import annotations
 
-import gc
+import platform
 import statistics
 import time
 from pathlib import Path
@@ -26,19 +27,20 @@ import torch
 import typer
 from common import RESULTS, console, run_cells, save_plot, write_report
 from matplotlib.figure import Figure
-from population_flops import product_rate, useful_flops
+from population_flops import product_rate, useful_flops, wait
 from population_peers import CHUNK, OURS, WAYS, Problem
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from integrations import load_model, load_task
 from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.demo import demo_task
 from integrations.metrics import LOSSES
-from integrations.peak_memory import resident
+from integrations.peak_memory import PeakMemory
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder, Prompt
+from integrations.smollm2 import fetch
 from integrations.spaces import make_spaces
 
 # Shapes of models that need a Hub, with random weights: time does not depend on the values.
@@ -49,11 +51,20 @@ SHAPES = {
         "max_position_embeddings": 514,
     },
     "gpt2-large": {"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20},
+    "gpt2-xl": {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25},
+    "llama-8b": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 14336, "max_position_embeddings": 8192,
+    },
 }  # fmt: skip
-TOLERANCE = 1e-4
+# How far losses may be apart, by what the type of weights and activations keeps.
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
 
 
-def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, list]:
+def make_problem(
+    name: str, data: Path | None, device: torch.device, dtype: torch.dtype, rank: int = 4
+) -> tuple[Problem, list]:
     """The model, prompts and deltas in place, and the search space of each layer."""
     task = demo_task() if data is None else load_task("sst2", data)
     train = task.train[:: len(task.train) // 32][:32]
@@ -62,16 +73,18 @@ def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, 
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         auto = AutoModelForMaskedLM if config.model_type == "roberta" else AutoModelForCausalLM
         torch.manual_seed(0)
-        model, label_ids, pad_id = auto.from_config(config).eval(), (1000, 2000), 1
-        _, tokenizer = load_model("smollm2-135m")
-        arch = describe(model)
+        with device:
+            model = auto.from_config(config, dtype=dtype).eval()
+        arch, label_ids, pad_id = describe(model), (1000, 2000), 1
         # Its own tokenizer is not there: SmolLM2's lengths, token ids within the vocabulary.
+        tokenizer = AutoTokenizer.from_pretrained(fetch())
         prompts = [
             Prompt(tuple(i % 40000 for i in prompt.ids), prompt.answer, prompt.label)
             for prompt in Encoder(task, tokenizer, "causal").encode(train)
         ]
     else:
-        model, tokenizer = load_model(name)
+        kept = str(dtype).removeprefix("torch.")
+        model, tokenizer = load_model(name, dtype=kept, device=str(device))
         arch = describe(model)
         encoder = Encoder(task, tokenizer, arch.kind)
         prompts, label_ids, pad_id = encoder.encode(train), encoder.label_ids, encoder.pad_id
@@ -82,7 +95,7 @@ def make_problem(name: str, data: Path | None, rank: int = 4) -> tuple[Problem, 
     adapter = Adapter(arch)
     rng = np.random.default_rng(0)
     for layer, space in enumerate(spaces):
-        adapter.place(layer, space.factors(0.5 * rng.normal(size=(1, 500)), "cpu", model.dtype))
+        adapter.place(layer, space.factors(0.5 * rng.normal(size=(1, 500)), device, dtype))
     return Problem(arch, prompts, label_ids, pad_id, adapter), spaces
 
 
@@ -95,10 +108,13 @@ def main(
     layers: Annotated[int, typer.Option(help="How many layers to average over.")] = 5,
     repeats: Annotated[int, typer.Option(help="Medians of so many.")] = 5,
     ways: Annotated[str | None, typer.Option(help="Separated by commas; None for all.")] = None,
+    device: Annotated[str, typer.Option(help="Such as cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(TOLERANCE)}.")] = "float32",
     out: Path = RESULTS / "population",
 ) -> None:
     """Measure, and write a table, JSON and a chart."""
-    problem, spaces = make_problem(model, data)
+    place, kept = torch.device(device), getattr(torch, dtype)
+    problem, spaces = make_problem(model, data, place, kept)
     sizes = [int(size) for size in populations.split(",")]
     names = list(WAYS) if ways is None else ways.split(",")
     count = len(spaces)
@@ -108,24 +124,24 @@ def main(
     def run(way: str, population: int, layer: int, repeat: int, **_: str) -> dict:
         rng = np.random.default_rng((layer, population))
         z = rng.normal(size=(population, 500))
-        candidates = spaces[layer].factors(z, torch.device("cpu"), problem.arch.model.dtype)
-        gc.collect()
-        at_first = resident("VmRSS")
+        candidates = spaces[layer].factors(z, place, kept)
+        at_first = PeakMemory(problem.arch.model)
         evaluate = WAYS[way](problem, layer, candidates)
-        gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = at_first if way in OURS else resident("VmRSS")
+        memory = at_first if way in OURS else PeakMemory(problem.arch.model)
+        wait(place)
         start = time.perf_counter()
         losses = evaluate()
         seconds = time.perf_counter() - start
-        extra = resident("VmHWM") - before
+        extra = memory.extra()
         reference = expected.setdefault((population, layer), losses)
-        np.testing.assert_allclose(losses, reference, atol=TOLERANCE)
+        np.testing.assert_allclose(losses, reference, atol=TOLERANCE[dtype])
         row = {"seconds": seconds, "extra_bytes": extra}
         if way in OURS:
             labels = len(problem.label_ids)
             flops = useful_flops(problem.arch, problem.prompts, labels, layer, candidates)
-            rate = product_rate(problem.arch, problem.prompts)
+            # A GPU gets the whole population at once; a CPU's caches would rather not.
+            copies = population if place.type == "cuda" else 1
+            rate = product_rate(problem.arch, problem.prompts, copies)
             row |= {"useful_flops": flops, "product_rate": rate}
         return row
 
@@ -136,12 +152,18 @@ def main(
         for way in names
         for layer in (spread if way in OURS else [spread[len(spread) // 2]])
     ]
-    rows = run_cells(out / f"{model}.jsonl", cells, run)
+    name, where = model, platform.processor() or platform.machine()
+    if place.type == "cuda":
+        where = torch.cuda.get_device_name(place)
+        name = f"{model}-{dtype}-{where.replace(' ', '-').lower()}"
+    rows = run_cells(out / f"{name}.jsonl", cells, run)
     results = summarize(rows, sizes, names)
-    show(results, sizes, model)
+    title = f"{model}, {dtype}, {where}"
+    show(results, sizes, title)
     settings = {"layers": spread, "repeats": repeats, "chunk": CHUNK, "prompts": "SST-2, 32"}
-    write_report(out / f"{model}.json", ["torch", "transformers", "peft"], settings, results)
-    save_plot(chart(results, sizes, model), out / f"{model}.png")
+    settings |= {"device": where, "dtype": dtype}
+    write_report(out / f"{name}.json", ["torch", "transformers", "peft"], settings, results)
+    save_plot(chart(results, sizes, title), out / f"{name}.png")
 
 
 def summarize(rows: list[dict], sizes: list[int], names: list[str]) -> list[dict]:
@@ -176,10 +198,10 @@ def summarize(rows: list[dict], sizes: list[int], names: list[str]) -> list[dict
     return results
 
 
-def show(results: list[dict], sizes: list[int], model: str) -> None:
+def show(results: list[dict], sizes: list[int], title: str) -> None:
     """Print the table."""
     table = Table(
-        "", title=f"{model}: seconds a generation (times faster than naive; extra MB; useful)"
+        "", title=f"{title}: seconds a generation (times faster than naive; extra MB; useful)"
     )
     for size in sizes:
         table.add_column(f"population {size}", justify="right")
@@ -192,12 +214,12 @@ def show(results: list[dict], sizes: list[int], model: str) -> None:
             else:
                 ratio = f"{r['times_naive']:.2f}" if "times_naive" in r else "-"
                 useful = f"; {r['useful']:.0%}" if "useful" in r else ""
-                cells.append(f"{r['seconds']:.2f} ({ratio}; {r['extra_bytes'] / 1e6:.0f}{useful})")
+                cells.append(f"{r['seconds']:.3f} ({ratio}; {r['extra_bytes'] / 1e6:.0f}{useful})")
         table.add_row(way, *cells)
     console.print(table)
 
 
-def chart(results: list[dict], sizes: list[int], model: str) -> Figure:
+def chart(results: list[dict], sizes: list[int], title: str) -> Figure:
     """Bars: how many times faster than the naive loop."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
@@ -211,7 +233,7 @@ def chart(results: list[dict], sizes: list[int], model: str) -> Figure:
     axes.set_yticks(range(len(ways)), ways)
     axes.axvline(1, color="black", lw=0.8)
     axes.set_xlabel("times faster than the naive loop")
-    axes.set_title(f"{model}, one generation of one layer, mean over layers")
+    axes.set_title(f"{title}: one generation of one layer, mean over layers", fontsize=10)
     axes.legend()
     return figure
 

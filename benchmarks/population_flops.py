@@ -64,15 +64,33 @@ def useful_flops(
     return count * one + once
 
 
-def product_rate(arch: Architecture, prompts: Sequence[Prompt], repeats: int = 20) -> float:
-    """Operations a second of the model's largest feed-forward product on all prompts' tokens."""
+def product_rate(
+    arch: Architecture, prompts: Sequence[Prompt], copies: int = 1, repeats: int = 20
+) -> float:
+    """Operations a second of the model's largest feed-forward product on all prompts' tokens.
+
+    Args:
+        arch: The model; the product is made where it is, in its type.
+        prompts: The prompts.
+        copies: How often the tokens are repeated.
+        repeats: The median of so many counts.
+    """
     largest = max(products(arch.layers[0]), key=lambda module: module.weight.numel())
     weight: Tensor = largest.weight if isinstance(largest, nn.Linear) else largest.weight.T
-    x = torch.randn(sum(len(prompt.ids) for prompt in prompts), weight.shape[1])
+    rows = copies * sum(len(prompt.ids) for prompt in prompts)
+    x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
     seconds = []
     with torch.inference_mode():
         for _ in range(repeats):
+            wait(weight.device)
             start = time.perf_counter()
             nn.functional.linear(x, weight)
+            wait(weight.device)
             seconds.append(time.perf_counter() - start)
     return 2 * x.shape[0] * weight.numel() / statistics.median(seconds)
+
+
+def wait(device: torch.device) -> None:
+    """Let a GPU finish what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -187,7 +187,7 @@ def functional_vmap(problem: Problem, layer: int, candidates: Candidates) -> Run
     @torch.no_grad()
     def run() -> np.ndarray:
         stacked = [(f.A, f.B) for f in candidates.values()]
-        return vmap(loss, chunk_size=CHUNK)(stacked).double().numpy()
+        return vmap(loss, chunk_size=CHUNK)(stacked).double().cpu().numpy()
 
     return run
 
@@ -210,7 +210,9 @@ def populora(problem: Problem, layer: int, candidates: Candidates) -> Run:
         up.data.copy_(factors.B.mT)
 
     def logits(rows: Sequence[int]) -> Tensor:
-        with population.route(individuals=torch.tensor(rows).repeat_interleave(len(batch))):
+        with population.route(
+            individuals=torch.tensor(rows, device=model.device).repeat_interleave(len(batch))
+        ):
             out: Tensor = model(
                 input_ids=batch.ids.repeat(len(rows), 1),
                 attention_mask=batch.mask.repeat(len(rows), 1),
@@ -235,7 +237,7 @@ def eggroll(problem: Problem, layer: int, candidates: Candidates) -> Run:
 
     config = EggrollConfig(
         population_size=count(candidates),
-        device="cpu",
+        device=str(model.device),
         target_modules=[f"{target.path}.weight" for target in targets.values()],
     )
     with contextlib.redirect_stdout(io.StringIO()):
@@ -251,7 +253,7 @@ def eggroll(problem: Problem, layer: int, candidates: Candidates) -> Run:
             for p in range(count(candidates))
         ]
         found = trainer._evaluate_population(trainer._get_params(), members, batch)
-        return found.double().numpy()
+        return found.double().cpu().numpy()
 
     return run
 
