@@ -12,7 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
-from integrations.batches import PromptBatch, make_batches
+from integrations.batches import PromptBatch, make_batches, overhead_tokens
 from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.errors import UserError
 from integrations.memory import MB, bytes_per_token
@@ -89,6 +89,7 @@ class GenerationEvaluator:
             layout="grouped" if speedups.no_padding else "padded",
             # A prompt of the longest ones' length takes so many of the tokens in all.
             max_tokens=max(1, pass_tokens * longest // (longest + new_tokens)),
+            overhead=overhead_tokens(arch.model.device, arch.layers[0]),
         )
         fitting = pass_tokens // max(
             batch.ids.numel() + batch.rows * new_tokens for batch in self.batches

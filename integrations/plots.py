@@ -30,7 +30,7 @@ def plot_history(
     Raises:
         UserError: If matplotlib is missing or doesn't know the suffix.
     """
-    figure = new_figure(figsize=(7, 6))
+    figure = new_figure(figsize=(8, 6))
     above, below = figure.subplots(2, 1, sharex=True)
     evaluations = [score.evaluations for score in history.scores]
     above.step(*_train_losses(history), where="post", label="train, in place")
@@ -49,7 +49,8 @@ def plot_history(
     below.set_xlabel("candidates evaluated")
     for axes in (above, below):
         axes.grid(alpha=0.3)
-        axes.legend()
+        # Beside the axes: inside it would cover points, the chosen one among them.
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)
 
 

@@ -16,7 +16,7 @@ from integrations.files import replace_file
 from integrations.generation import GenerationEvaluator
 from integrations.history import History
 from integrations.metrics import Loss
-from integrations.model_card import CARD, model_card
+from integrations.model_card import CARD, base_model, model_card
 from integrations.patches import evaluating
 from integrations.peft_format import save_adapter
 from integrations.plots import plot_history
@@ -182,7 +182,7 @@ class TuneResult:
         plot_history(
             self.history,
             path,
-            title=f"{Path(model).name} on {task.name}, {optimizer}",
+            title=f"{Path(base_model(model) or model).name} on {task.name}, {optimizer}",
             metric=task.metric,
             test=test,
         )
