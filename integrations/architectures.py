@@ -62,10 +62,8 @@ class Family:
         kind: Whether the model predicts the next token, a masked one, or with a decoder what its
             encoder finds masked.
         reserved_positions: Rows of the position table that no token gets.
-        outputs: Values a layer returns, hidden states first; 1 is the bare tensor. The others
-            are attention weights, which nothing reads.
-        carries: Whether the others are read after all: what the first layer computes once (T5's
-            position biases) is handed on from layer to layer.
+        carries: Whether more than hidden states goes from layer to layer: what the first computes
+            once (T5's position biases).
         after_first: Path of a module that changes what the first layer passes to the second, in
             models that have it (DeBERTa's convolution).
         reused: Targets whose module a layer also runs on something that all prompts share
@@ -81,7 +79,6 @@ class Family:
     mlp: tuple[str, str] | None = None
     kind: Kind = "causal"
     reserved_positions: int = 0
-    outputs: int = 1
     carries: bool = False
     after_first: str | None = None
     reused: str = ""
@@ -156,7 +153,6 @@ FAMILIES: dict[str, Family] = {
         targets=_separate("attn.attention", "q_proj", "k_proj", "v_proj", "out_proj"),
         head="lm_head",
         mlp=("mlp", "mlp"),
-        outputs=2,
     ),
     "gptj": Family(
         layers="transformer.h",
@@ -180,14 +176,12 @@ FAMILIES: dict[str, Family] = {
         targets=_fused("self_attention.query_key_value", "self_attention.dense", _by_head),
         head="lm_head",
         mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        outputs=2,
     ),
     "falcon": Family(
         layers="transformer.h",
         targets=_fused("self_attention.query_key_value", "self_attention.dense", _falcon_layout),
         head="lm_head",
         mlp=("mlp", "mlp"),
-        outputs=2,
     ),
     "bert": Family(
         layers="bert.encoder.layer",
@@ -226,7 +220,6 @@ FAMILIES: dict[str, Family] = {
         head=_deberta_head,
         mlp=("intermediate", "output.dense"),
         kind="masked",
-        outputs=2,
         after_first="deberta.encoder.conv",
         reused="qk",
         label_rows=False,
@@ -244,7 +237,6 @@ FAMILIES: dict[str, Family] = {
         targets=_separate("layer.0.SelfAttention", "q", "k", "v", "o"),
         head="lm_head",
         kind="seq2seq",
-        outputs=3,
         carries=True,
     ),
     "bart": Family(

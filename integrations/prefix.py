@@ -40,10 +40,11 @@ class PrefixCache:
 
     def _forget(self) -> None:
         self._states: list[dict[int, tuple[tuple[int, ...], Tensor]]] = [{} for _ in self.batches]
-        # By number of the stack: what left an encoder, and what its layers hand on besides states.
+        # By number of the stack: what left an encoder, and what its layers hand on besides states,
+        # None where a layer returns the bare states.
         # A decoder's states are dropped with the deltas that they and the encoder's were made of.
         self._left: list[dict[int, Tensor]] = [{} for _ in self.batches]
-        self._rest: list[dict[int, tuple[Any, ...]]] = [{} for _ in self.batches]
+        self._rest: list[dict[int, tuple[Any, ...] | None]] = [{} for _ in self.batches]
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: no states, since versions of deltas are this process's own."""
@@ -128,14 +129,17 @@ class PrefixCache:
 
         def leave(stack: int) -> Callable[[Tensor, Any], Any]:
             def record(x: Tensor, y: Any) -> Any:
-                self._left[number][stack] = y if arch.family.outputs == 1 else y[0]
+                self._left[number][stack] = y[0] if isinstance(y, tuple) else y
                 return y
 
             return record
 
-        def carry(stack: int) -> Callable[[Tensor, Any], Any]:
+        def hand_on(stack: int) -> Callable[[Tensor, Any], Any]:
             def record(x: Tensor, y: Any) -> Any:
-                self._rest[number][stack] = y[1:]
+                rest = y[1:] if isinstance(y, tuple) else None
+                if rest and not arch.family.carries:  # attention weights, which nothing reads
+                    rest = (None,) * len(rest)
+                self._rest[number][stack] = rest
                 return y
 
             return record
@@ -143,8 +147,7 @@ class PrefixCache:
         for stack, members in enumerate(arch.stacks):
             if stack < len(arch.stacks) - 1:
                 patches.after(arch.layers[members[-1]], leave(stack))
-            if arch.family.carries:
-                patches.after(arch.layers[members[0]], carry(stack))
+            patches.after(arch.layers[members[0]], hand_on(stack))
 
     def _skip(
         self,
@@ -162,10 +165,10 @@ class PrefixCache:
         for stack, members in enumerate(arch.stacks):
             x = states if layer in members else self._left[number][stack]
             x = x.repeat(copies, 1, 1)
-            rest = self._rest[number].get(stack, (None,) * (arch.family.outputs - 1))
+            rest = self._rest[number].get(stack)
             for index in members:
                 if index < layer:
-                    patches.replace(arch.layers[index], _always((x, *rest) if rest else x))
+                    patches.replace(arch.layers[index], _always(x if rest is None else (x, *rest)))
             if stack == 0 and arch.after_first is not None:
                 patches.replace(arch.after_first, _always(x))
             if layer in members:
