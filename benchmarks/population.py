@@ -27,7 +27,7 @@ import torch
 import typer
 from common import RESULTS, console, run_cells, save_plot, write_report
 from matplotlib.figure import Figure
-from population_flops import product_rate, useful_flops, wait
+from population_flops import product_rate, useful_flops
 from population_peers import CHUNK, OURS, WAYS, Problem
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -42,6 +42,7 @@ from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder, Prompt
 from integrations.smollm2 import fetch
 from integrations.spaces import make_spaces
+from lora_kernels.bench import wait
 
 # Shapes of models that need a Hub, with random weights: time does not depend on the values.
 SHAPES = {

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from integrations.architectures import Architecture, describe
 from integrations.prompts import Prompt
 from lora_kernels import Factors
+from lora_kernels.bench import wait
 
 
 def products(layer: nn.Module) -> list[nn.Module]:
@@ -88,9 +89,3 @@ def product_rate(
             wait(weight.device)
             seconds.append(time.perf_counter() - start)
     return 2 * x.shape[0] * weight.numel() / statistics.median(seconds)
-
-
-def wait(device: torch.device) -> None:
-    """Let a GPU finish what it was given; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -297,11 +297,11 @@ def _times(
 
 def _seconds(function: Callable[[], object], calls: int, device: torch.device) -> float:
     """Mean time of some calls in a row."""
-    _wait(device)
+    wait(device)
     begin = time.perf_counter()
     for _ in range(calls):
         function()
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - begin) / calls
 
 
@@ -317,11 +317,12 @@ def _graph_seconds(function: Callable[[], object], calls: int, device: torch.dev
     start.record()
     graph.replay()
     stop.record()
-    _wait(device)
+    wait(device)
     return float(start.elapsed_time(stop)) / 1e3 / calls
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Let a GPU finish what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import sys
-from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -85,7 +84,8 @@ def test_bench_finds_equal_losses_every_way(dfo_lora, saved_model, data, tmp_pat
 def test_info_says_what_is_installed(dfo_lora, monkeypatch):
     monkeypatch.setitem(OPTIMIZER_LIBRARIES, "optuna", "no_such_module")
     found = json.loads(dfo_lora("info", "--json")[1])
-    assert found["versions"]["torch"] == version("torch")
+    # A package from the index does not say which CUDA it was built for.
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["optimizers"]["lotfwa"] == "built in"
     assert found["optimizers"]["pycma"] == "installed"
     assert found["optimizers"]["optuna"] == "not installed"

@@ -7,59 +7,33 @@ import torch
 from safetensors.torch import load_file
 from tiny import (
     CONFIGS,
-    LABEL_IDS,
     LAYERS,
-    PAD,
     build_model,
     kind_of,
+    make_evaluator,
     random_adapter,
     random_factors,
-    random_prompts,
 )
 
 from integrations import NAIVE, ProcessWorkers, Speedups, tune
-from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.comparison import Comparison, compare
 from integrations.methods.registry import METHODS
-from integrations.metrics import cross_entropy
-from integrations.population import PopulationEvaluator
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 
-LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)
 RUN = {"budget": 60, "dim": 40, "dev_every": 20, "layers": "all"}
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    """float32 itself, not tf32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 def losses(model, layer, **settings):
     """Losses of seven candidates of a layer, with deltas in place in others."""
     arch = describe(model, ("q", "v", "o"))
-    device, dtype = model.device, model.dtype
-
-    def moved(factors):
-        return {target: f.to(device=device, dtype=dtype) for target, f in factors.items()}
-
-    adapter = Adapter(arch)
-    for place, factors in enumerate(random_adapter(arch, [0, 1, 3]).factors):
-        if factors is not None:
-            adapter.place(place, moved(factors))
-    prompts = random_prompts(arch.kind, LENGTHS)
-    evaluator = PopulationEvaluator(
-        arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy, **settings
-    )
-    return evaluator.evaluate(layer, moved(random_factors(arch, layer, 7, seed=1)), adapter)
+    evaluator = make_evaluator(arch, **settings)
+    adapter = random_adapter(arch, [0, 1, 3])
+    return evaluator.evaluate(layer, random_factors(arch, layer, 7, seed=1), adapter)
 
 
 @pytest.mark.parametrize("steps", [Speedups(), Speedups(blocks=3), NAIVE], ids=["all", "3", "none"])

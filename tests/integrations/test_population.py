@@ -9,9 +9,11 @@ from tiny import (
     HIDDEN,
     LABEL_IDS,
     LAYERS,
+    LENGTHS,
     PAD,
     build_model,
     label_logits,
+    make_evaluator,
     random_adapter,
     random_factors,
     random_prompts,
@@ -22,14 +24,6 @@ from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.memory import bytes_per_token
 from integrations.metrics import cross_entropy, error_rate, hinge, make_loss
-
-LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)
-
-
-def make_evaluator(arch, **settings):
-    settings = {"pad_id": PAD, "loss": cross_entropy} | settings
-    return PopulationEvaluator(arch, random_prompts(arch.kind, LENGTHS), LABEL_IDS, **settings)
-
 
 # -- the five steps --------------------------------------------------------------------------------
 
@@ -91,12 +85,7 @@ def test_half_precision(steps):
     adapter, candidates = random_adapter(arch, [0, 3]), random_factors(arch, 2, 4, seed=1)
     expected = make_evaluator(arch).evaluate(2, candidates, adapter)
     model.to(torch.bfloat16)
-    half = Adapter(arch)
-    for layer in (0, 3):
-        half.place(
-            layer, {t: f.to(dtype=torch.bfloat16) for t, f in adapter.factors[layer].items()}
-        )
-    candidates = {t: f.to(dtype=torch.bfloat16) for t, f in candidates.items()}
+    half, candidates = random_adapter(arch, [0, 3]), random_factors(arch, 2, 4, seed=1)
     losses = make_evaluator(arch, speedups=STEPS[steps]).evaluate(2, candidates, half)
     assert losses == pytest.approx(expected, abs=0.1)
 

@@ -10,6 +10,8 @@ from transformers import (
 )
 
 from integrations.adapter import Adapter
+from integrations.metrics import cross_entropy
+from integrations.population import PopulationEvaluator
 from integrations.prompts import Prompt
 from lora_kernels import Factors
 
@@ -17,6 +19,7 @@ HIDDEN, LAYERS, VOCABULARY, POSITIONS = 32, 4, 300, 64
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]"]
 PAD, MASK = SPECIAL.index("[PAD]"), SPECIAL.index("[MASK]")
 LABEL_IDS = (20, 10, 30)  # label words of random prompts
+LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)  # of what `make_evaluator` evaluates
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -255,7 +258,10 @@ def random_prompts(kind, lengths=(9, 5, 12, 5, 7), seed=0):
 
 
 def random_factors(arch, layer, count, rank=4, seed=0):
-    """Factors of candidates whose deltas are about half as strong as their inputs."""
+    """Factors of candidates whose deltas are about half as strong as their inputs.
+
+    The same numbers in every type and on every device, which are the model's.
+    """
     generator = torch.Generator().manual_seed(1000 * seed + layer)
 
     def normal(features, std):
@@ -265,7 +271,7 @@ def random_factors(arch, layer, count, rank=4, seed=0):
         name: Factors(
             normal(target.in_features, target.in_features**-0.5),
             normal(target.out_features, 0.5 * rank**-0.5),
-        )
+        ).to(arch.model.device, arch.model.dtype)
         for name, target in arch.targets[layer].items()
     }
 
@@ -276,6 +282,12 @@ def random_adapter(arch, layers=None, rank=4, seed=0):
     for layer in range(len(arch.layers)) if layers is None else layers:
         adapter.place(layer, random_factors(arch, layer, 1, rank, seed))
     return adapter
+
+
+def make_evaluator(arch, **settings):
+    """An evaluator of prompts of mixed lengths."""
+    settings = {"pad_id": PAD, "loss": cross_entropy} | settings
+    return PopulationEvaluator(arch, random_prompts(arch.kind, LENGTHS), LABEL_IDS, **settings)
 
 
 def inputs_of(prompt):

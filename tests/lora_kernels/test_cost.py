@@ -87,6 +87,7 @@ def test_no_work_has_a_cost():
 def test_devices_are_known_by_name(monkeypatch):
     assert cost.device_for(torch.device("cpu")).name == "generic"
     names = {"NVIDIA H100 80GB HBM3": "H100", "NVIDIA H200": "H200", "?": "generic"}
+    names["NVIDIA GeForce RTX 3090"] = "RTX 3090"
     for card, name in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, card=card: card)
         assert cost.device_for(torch.device("cuda")).name == name
