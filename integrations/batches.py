@@ -20,8 +20,11 @@ from integrations.prompts import Prompt
 Layout = Literal["packed", "grouped", "padded"]
 """End to end in one row; a row each, with others of like length; a row each, all to the longest."""
 
-MOST_TOKENS: dict[Layout, int] = {"packed": 1024, "grouped": 4096, "padded": 4096}
-"""Tokens in a batch; past some hundreds, more of them in a row gain nothing on a CPU."""
+CPU_MOST_TOKENS = 512
+"""Tokens in a pass; more of them in a row gain nothing on a CPU, and what they take grows on."""
+
+MOST_TOKENS: dict[Layout, int] = {"packed": CPU_MOST_TOKENS, "grouped": 4096, "padded": 4096}
+"""Tokens in a batch."""
 
 
 @dataclass(frozen=True)

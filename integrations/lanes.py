@@ -7,10 +7,10 @@ candidates do.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -72,26 +72,27 @@ class Lanes:
         while len(self._archs) < width:
             first = self._archs[0]
             self._archs.append(describe(replicate(first.model), tuple(first.targets[0])))
-        free: SimpleQueue[Architecture] = SimpleQueue()
-        for arch in self._archs[:width]:
-            free.put(arch)
+        left = deque(pieces)
 
-        def one(piece: int) -> None:
-            arch = free.get()
-            try:
-                work(arch, piece)
-            finally:
-                free.put(arch)
+        def take_turns(arch: Architecture) -> None:
+            while True:
+                try:
+                    piece = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    work(arch, piece)
+                except BaseException:
+                    left.clear()
+                    raise
 
         # New threads, as a thread keeps the number that was set when it first met an operation.
-        with _threads(threads // width), ThreadPoolExecutor(width) as pool:
-            futures = [pool.submit(one, piece) for piece in pieces]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        # This one takes a lane too: what a thread frees, the allocator keeps for that thread.
+        with _threads(threads // width), ThreadPoolExecutor(width - 1) as pool:
+            futures = [pool.submit(take_turns, arch) for arch in self._archs[1:width]]
+            take_turns(self._archs[0])
+            for future in futures:
+                future.result()
 
 
 @contextmanager

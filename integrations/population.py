@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
 from integrations.batches import (
+    CPU_MOST_TOKENS,
     MOST_TOKENS,
     Layout,
     PromptBatch,
@@ -126,6 +127,8 @@ class PopulationEvaluator:
         all_logits = all_logits or not speedups.answer_head
         plan = plan_memory(arch, prompts, memory_limit, all_logits=all_logits)
         layout = self._layout(max(len(prompt.ids) for prompt in prompts))
+        frugal = device.type == "cpu" and speedups.no_padding
+        self._block_tokens = CPU_MOST_TOKENS if frugal else sys.maxsize
         self.batches = make_batches(
             prompts,
             pad_id,
@@ -133,13 +136,17 @@ class PopulationEvaluator:
             device,
             layout=layout,
             first_position=arch.family.reserved_positions,
-            max_tokens=min(MOST_TOKENS[layout], plan.pass_tokens, self._most_answers()),
+            max_tokens=min(
+                MOST_TOKENS[layout], self._block_tokens, plan.pass_tokens, self._most_answers()
+            ),
             overhead=overhead_tokens(device, arch.layers[0]),
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
+        largest = max(batch.ids.numel() for batch in self.batches)
+        self._most_in_block = max(1, self._block_tokens // largest)
         self._most_candidates = min(
-            plan.pass_tokens // max(batch.ids.numel() for batch in self.batches),
+            plan.pass_tokens // largest,
             max(1, self._most_answers() // max(map(len, self.batches))),
         )
         self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes)
@@ -300,7 +307,7 @@ class PopulationEvaluator:
         number = len(self.batches) // 2
         best, best_time = 1, float("inf")
         # Powers of two, and all of them together.
-        most = max(1, min(len(candidates), self._most_candidates))
+        most = max(1, min(len(candidates), self._most_candidates, self._most_in_block))
         for size in (*(1 << i for i in range((most - 1).bit_length())), most):
             block = candidates[:size]
             try:

@@ -99,12 +99,13 @@ class PrefixCache:
         return states[layer][1]
 
     def _advance(self, number: int, start: int, stop: int, adapter: Adapter) -> None:
-        """Run layers ``start`` to ``stop - 1`` and keep what enters each later one."""
+        """Run layers ``start`` to ``stop - 1`` and keep what enters later ones."""
         batch, states = self.batches[number], self._states[number]
 
         def keep(layer: int) -> Callable[[Tensor], Tensor]:
             def record(x: Tensor) -> Tensor:
                 states[layer] = (_below(adapter, layer), x)
+                self._evict(number, layer)
                 if layer == stop:
                     raise _ReachedLayer
                 return x
@@ -121,7 +122,6 @@ class PrefixCache:
             adapter.apply(patches, self.arch, batch, start, stop)
             with suppress(_ReachedLayer):
                 batch.run(self.arch.model)
-        self._evict(number, stop)
 
     def _note(self, patches: Patches, number: int) -> None:
         """Note what leaves each stack but the last, and what its first layer hands on."""
@@ -182,9 +182,8 @@ class PrefixCache:
         equals the highest, as sweeps go on from the lower ones.
         """
         states = self._states[number]
-        size = states[keep][1].nbytes
-        most = max(1, self.max_bytes // (size * len(self.batches)))
-        while len(states) > most:
+        share = self.max_bytes // len(self.batches)
+        while len(states) > 1 and sum(x.nbytes for _, x in states.values()) > share:
             kept = sorted(states)
             layers_back = {
                 layer: layer - below
