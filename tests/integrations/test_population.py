@@ -22,6 +22,7 @@ from tiny import (
 from integrations import NAIVE, PopulationEvaluator, Speedups, UserError
 from integrations.adapter import Adapter
 from integrations.architectures import describe
+from integrations.batches import CPU_MOST_TOKENS
 from integrations.memory import bytes_per_token
 from integrations.metrics import cross_entropy, error_rate, hinge, make_loss
 
@@ -205,6 +206,30 @@ def test_the_states_that_are_dearest_to_compute_anew_are_kept():
     for layer in range(3, 6):
         evaluator.evaluate(layer, random_factors(arch, layer, 2), Adapter(arch))
     assert evaluator._prefix._states[0].keys() == {3, 5}
+
+
+def test_two_layers_states_are_kept_however_much_they_take():
+    """As a share of a tiny model's weights there would be none."""
+    arch = describe(build_model("llama", num_hidden_layers=6))
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=1))
+    for layer in range(3, 6):
+        evaluator.evaluate(layer, random_factors(arch, layer, 1), Adapter(arch))
+    assert evaluator._prefix._states[0].keys() == {3, 5}
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_on_a_cpu_no_pass_holds_more_tokens_than_gain_time(family, monkeypatch):
+    """Even if noise in the measurement of the block's size speaks for ever larger ones."""
+    times = iter(0.5**i for i in range(1000))
+    monkeypatch.setattr(PopulationEvaluator, "_seconds", lambda *_: next(times))
+    arch = describe(build_model(family))
+    for lengths in (LENGTHS, 60 * [40]):
+        evaluator = PopulationEvaluator(
+            arch, random_prompts(arch.kind, lengths), LABEL_IDS, pad_id=PAD, loss=cross_entropy
+        )
+        evaluator.evaluate(1, random_factors(arch, 1, 64), Adapter(arch))
+        tokens = max(batch.ids.numel() for batch in evaluator.batches)
+        assert CPU_MOST_TOKENS / 2 < evaluator.pass_size * tokens <= CPU_MOST_TOKENS
 
 
 def test_a_sweep_runs_each_frozen_layer_once_and_the_tuned_ones_for_each_block():
