@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ class PeakMemory:
         self._cuda = device if device.type == "cuda" else None
         for parameter in model.parameters():
             parameter.detach().sum()
-        gc.collect()
+        _release()
         if self._cuda is not None:
             torch.cuda.reset_peak_memory_stats(self._cuda)
             self._before = torch.cuda.memory_allocated(self._cuda)
@@ -44,6 +45,15 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self._cuda) - self._before
         # Linux counts the two apart and may note a peak some pages below what there is now.
         return max(0, resident("VmHWM") - self._before)
+
+
+def _release() -> None:
+    """Give freed memory back to the system, where it would hide what is taken next."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim is not None:
+            trim(0)
 
 
 def resident(field: str) -> int:
