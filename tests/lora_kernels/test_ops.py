@@ -18,13 +18,9 @@ from lora_kernels import (
     project_and_apply,
 )
 
-X, BASE, A, B = (
-    torch.randn(6, 10),
-    torch.randn(3, 6, 12),
-    torch.randn(3, 2, 10),
-    torch.randn(3, 2, 8),
-)
-WEIGHT, Z = torch.randn(20, 7), torch.randn(3, 7)
+SHAPES = ((6, 10), (3, 6, 12), (3, 2, 10), (3, 2, 8), (20, 7), (3, 7))
+GENERATOR = torch.Generator().manual_seed(0)
+X, BASE, A, B, WEIGHT, Z = (torch.randn(shape, generator=GENERATOR) for shape in SHAPES)
 
 
 def _check(backend, fused=None):
@@ -74,7 +70,8 @@ def test_compile(backend):
 
 def test_compile_around_triton(interpreter):
     compiled = torch.compile(_layer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(Z, X, BASE, "triton"), _layer(Z, X, BASE, "cpu"))
+    found, expected = compiled(Z, X, BASE, "triton"), _layer(Z, X, BASE, "cpu")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_meta_tensors():
