@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from tiny import SPECIAL, VOCABULARY, build_model, kind_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +18,11 @@ from integrations import Example, Task, cli
 
 WORDS = ["bad", "great", "the", "a", "film", "story", "plot", "cast", "was", "is", "It", ".", ","]
 WORDS += ["and", "very", "lovely", "good", "dull", "poor"]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

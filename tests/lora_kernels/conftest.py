@@ -36,6 +36,11 @@ def _interpreting():
     _forget_kernels()
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def interpreter():
     with _interpreting():
