@@ -18,9 +18,6 @@ from integrations.prompts import Prompt
 PREFIX_SHARE = 0.025
 """Memory for kept hidden states, as a share of the model's weights, unless a limit says less."""
 
-LEAST_STATES = 2
-"""Layers whose states are kept for all that share: the lowest that is tuned, and the one in use."""
-
 MB = 10**6
 
 
@@ -52,11 +49,11 @@ def plan_memory(
         UserError: If the longest prompt alone takes more.
     """
     weights = sum(parameter.nbytes for parameter in arch.model.parameters())
-    tokens = sum(len(prompt.ids) for prompt in prompts)
-    in_use = tokens * arch.hidden_size * arch.model.dtype.itemsize
-    share = max(int(PREFIX_SHARE * weights), LEAST_STATES * in_use)
+    share = int(PREFIX_SHARE * weights)
     if limit is None:
         return MemoryPlan(share, sys.maxsize)
+    tokens = sum(len(prompt.ids) for prompt in prompts)
+    in_use = tokens * arch.hidden_size * arch.model.dtype.itemsize
     prefix = max(in_use, min(share, limit // 2))
     token_bytes = bytes_per_token(arch, prompts[0], all_logits=all_logits)
     longest = max(len(prompt.ids) for prompt in prompts)

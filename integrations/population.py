@@ -149,7 +149,8 @@ class PopulationEvaluator:
             plan.pass_tokens // largest,
             max(1, self._most_answers() // max(map(len, self.batches))),
         )
-        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes)
+        least = 2 if memory_limit is None else 1
+        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes, least)
         self._lanes = Lanes(arch)
 
     def _layout(self, longest: int) -> Layout:

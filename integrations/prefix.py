@@ -28,14 +28,22 @@ class PrefixCache:
     Args:
         arch: The model.
         batches: The prompts.
-        max_bytes: Most memory for states; the one in use, and what leaves an encoder, is kept in
-            any case.
+        max_bytes: Most memory for states.
+        least: Layers whose states are kept in any case, as what leaves an encoder is: 1 for the
+            one in use, 2 for the lowest that is tuned as well.
     """
 
-    def __init__(self, arch: Architecture, batches: Sequence[PromptBatch], max_bytes: int) -> None:
+    def __init__(
+        self,
+        arch: Architecture,
+        batches: Sequence[PromptBatch],
+        max_bytes: int,
+        least: int = 1,
+    ) -> None:
         self.arch = arch
         self.batches = batches
         self.max_bytes = max_bytes
+        self.least = least
         self._forget()
 
     def _forget(self) -> None:
@@ -48,7 +56,8 @@ class PrefixCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: no states, since versions of deltas are this process's own."""
-        return {"arch": self.arch, "batches": self.batches, "max_bytes": self.max_bytes}
+        kept = ("arch", "batches", "max_bytes", "least")
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -183,7 +192,7 @@ class PrefixCache:
         """
         states = self._states[number]
         share = self.max_bytes // len(self.batches)
-        while len(states) > 1 and sum(x.nbytes for _, x in states.values()) > share:
+        while len(states) > self.least and sum(x.nbytes for _, x in states.values()) > share:
             kept = sorted(states)
             layers_back = {
                 layer: layer - below

@@ -182,7 +182,7 @@ def test_kept_states_stay_within_their_memory_but_for_those_in_use(order, kept):
     batches = make_evaluator(arch).batches
     state_bytes = [batch.ids.numel() * HIDDEN * 4 for batch in batches]
     prefix_bytes = kept * len(batches) * max(state_bytes)
-    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2))
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=2), memory_limit=10**9)
     evaluator._prefix.max_bytes = prefix_bytes
     held = []
 
@@ -209,12 +209,16 @@ def test_the_states_that_are_dearest_to_compute_anew_are_kept():
 
 
 def test_two_layers_states_are_kept_however_much_they_take():
-    """As a share of a tiny model's weights there would be none."""
+    """In each batch, though a share of a tiny model's weights would hold none."""
     arch = describe(build_model("llama", num_hidden_layers=6))
-    evaluator = make_evaluator(arch, speedups=Speedups(blocks=1))
+    prompts = random_prompts(arch.kind, [60, *20 * [40]])
+    evaluator = PopulationEvaluator(
+        arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy, speedups=Speedups(blocks=1)
+    )
     for layer in range(3, 6):
         evaluator.evaluate(layer, random_factors(arch, layer, 1), Adapter(arch))
-    assert evaluator._prefix._states[0].keys() == {3, 5}
+    assert len({batch.ids.numel() for batch in evaluator.batches}) > 1
+    assert all(states.keys() == {3, 5} for states in evaluator._prefix._states)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
