@@ -21,6 +21,8 @@ from lora_kernels import (
 SHAPES = ((6, 10), (3, 6, 12), (3, 2, 10), (3, 2, 8), (20, 7), (3, 7))
 GENERATOR = torch.Generator().manual_seed(0)
 X, BASE, A, B, WEIGHT, Z = (torch.randn(shape, generator=GENERATOR) for shape in SHAPES)
+STD = 0.15  # of projections: deltas about as large as what they are added to
+WEIGHT *= STD
 
 
 def _check(backend, fused=None):
@@ -47,14 +49,14 @@ def test_opcheck_triton(interpreter):
 
 def _layer(z, x, base, backend):
     """Every op once, between others."""
-    seeded, stored = SeededProjection(20, 7, seed=3, std=0.5), StoredProjection(WEIGHT[:16])
+    seeded, stored = SeededProjection(20, 7, seed=3, std=STD), StoredProjection(WEIGHT[:16])
     factors = Factors(project(z, seeded, (2, 10), backend), project(z, stored, (2, 8), backend))
     first = torch.relu(apply_deltas(x, base, factors, 0.5, backend, columns=(4, 12)))
     scattered = torch.arange(11, 3, -1)
     deltas = (Delta(factors, 0, (4, 12)), Delta(factors, 1), Delta(factors, 2, scattered))
     q, v, _ = apply_deltas_grouped(x, (first, base[..., :8], base), deltas, 0.5, backend)
-    vectors, projections = (z, z), (seeded, SeededProjection(24, 7, seed=3, std=0.5, stream=1))
-    return v.sum() + project_and_apply(x, q, vectors, projections, 2, 0.5, backend)
+    vectors, projections = (z, z), (seeded, SeededProjection(24, 7, seed=3, std=STD, stream=1))
+    return v, project_and_apply(x, q, vectors, projections, 2, 0.5, backend)
 
 
 @pytest.mark.slow
@@ -63,15 +65,12 @@ def test_compile(backend):
     """One graph without breaks, and the same numbers."""
     compiler = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
     compiled = torch.compile(_layer, backend=compiler, fullgraph=True)
-    # The compiler takes the sum over v in another order.
-    found, expected = compiled(Z, X, BASE, backend), _layer(Z, X, BASE, backend)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(compiled(Z, X, BASE, backend), _layer(Z, X, BASE, backend))
 
 
 def test_compile_around_triton(interpreter):
     compiled = torch.compile(_layer, backend="aot_eager", fullgraph=True)
-    found, expected = compiled(Z, X, BASE, "triton"), _layer(Z, X, BASE, "cpu")
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(compiled(Z, X, BASE, "triton"), _layer(Z, X, BASE, "cpu"))
 
 
 def test_meta_tensors():
