@@ -128,7 +128,7 @@ class PopulationEvaluator:
         plan = plan_memory(arch, prompts, memory_limit, all_logits=all_logits)
         layout = self._layout(max(len(prompt.ids) for prompt in prompts))
         frugal = device.type == "cpu" and speedups.no_padding
-        self._block_tokens = CPU_MOST_TOKENS if frugal else sys.maxsize
+        block_tokens = CPU_MOST_TOKENS if frugal else sys.maxsize
         self.batches = make_batches(
             prompts,
             pad_id,
@@ -137,14 +137,14 @@ class PopulationEvaluator:
             layout=layout,
             first_position=arch.family.reserved_positions,
             max_tokens=min(
-                MOST_TOKENS[layout], self._block_tokens, plan.pass_tokens, self._most_answers()
+                MOST_TOKENS[layout], block_tokens, plan.pass_tokens, self._most_answers()
             ),
             overhead=overhead_tokens(device, arch.layers[0]),
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
         largest = max(batch.ids.numel() for batch in self.batches)
-        self._most_in_block = max(1, self._block_tokens // largest)
+        self._most_in_block = max(1, block_tokens // largest)
         self._most_candidates = min(
             plan.pass_tokens // largest,
             max(1, self._most_answers() // max(map(len, self.batches))),

@@ -211,10 +211,7 @@ def test_the_states_that_are_dearest_to_compute_anew_are_kept():
 def test_two_layers_states_are_kept_however_much_they_take():
     """In each batch, though a share of a tiny model's weights would hold none."""
     arch = describe(build_model("llama", num_hidden_layers=6))
-    prompts = random_prompts(arch.kind, [60, *20 * [40]])
-    evaluator = PopulationEvaluator(
-        arch, prompts, LABEL_IDS, pad_id=PAD, loss=cross_entropy, speedups=Speedups(blocks=1)
-    )
+    evaluator = make_evaluator(arch, [60, *20 * [40]], speedups=Speedups(blocks=1))
     for layer in range(3, 6):
         evaluator.evaluate(layer, random_factors(arch, layer, 1), Adapter(arch))
     assert len({batch.ids.numel() for batch in evaluator.batches}) > 1
@@ -228,9 +225,7 @@ def test_on_a_cpu_no_pass_holds_more_tokens_than_gain_time(family, monkeypatch):
     monkeypatch.setattr(PopulationEvaluator, "_seconds", lambda *_: next(times))
     arch = describe(build_model(family))
     for lengths in (LENGTHS, 60 * [40]):
-        evaluator = PopulationEvaluator(
-            arch, random_prompts(arch.kind, lengths), LABEL_IDS, pad_id=PAD, loss=cross_entropy
-        )
+        evaluator = make_evaluator(arch, lengths)
         evaluator.evaluate(1, random_factors(arch, 1, 64), Adapter(arch))
         tokens = max(batch.ids.numel() for batch in evaluator.batches)
         assert CPU_MOST_TOKENS / 2 < evaluator.pass_size * tokens <= CPU_MOST_TOKENS

@@ -19,7 +19,7 @@ HIDDEN, LAYERS, VOCABULARY, POSITIONS = 32, 4, 300, 64
 SPECIAL = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]"]
 PAD, MASK = SPECIAL.index("[PAD]"), SPECIAL.index("[MASK]")
 LABEL_IDS = (20, 10, 30)  # label words of random prompts
-LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)  # of what `make_evaluator` evaluates
+LENGTHS = (9, 5, 12, 5, 7, 20, 6, 30)  # of what `make_evaluator` evaluates by default
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -284,10 +284,10 @@ def random_adapter(arch, layers=None, rank=4, seed=0):
     return adapter
 
 
-def make_evaluator(arch, **settings):
-    """An evaluator of prompts of mixed lengths."""
+def make_evaluator(arch, lengths=LENGTHS, **settings):
+    """An evaluator of prompts of some lengths, mixed by default."""
     settings = {"pad_id": PAD, "loss": cross_entropy} | settings
-    return PopulationEvaluator(arch, random_prompts(arch.kind, LENGTHS), LABEL_IDS, **settings)
+    return PopulationEvaluator(arch, random_prompts(arch.kind, lengths), LABEL_IDS, **settings)
 
 
 def inputs_of(prompt):
