@@ -34,6 +34,7 @@ class Progress:
         best: The look that chose the deltas so far.
         budget: Evaluations of the whole run.
         seconds: Wall time since the run began, interruptions not counted.
+        most_seconds: Wall time after which it ends; infinite for no limit.
     """
 
     visit: Visit
@@ -42,6 +43,14 @@ class Progress:
     best: DevScore
     budget: int
     seconds: float
+    most_seconds: float = math.inf
+
+    @property
+    def seconds_left(self) -> float:
+        """Wall time to the end of the run at its pace so far, unless patience ends it."""
+        evaluations = self.visit.evaluations
+        for_budget = self.seconds / evaluations * (self.budget - evaluations)
+        return max(0.0, min(for_budget, self.most_seconds - self.seconds))
 
 
 Callback = Callable[[Progress], bool | None]

@@ -18,6 +18,8 @@ from integrations.population import Speedups
 from integrations.prompts import Prompt
 from integrations.visit import Stop
 
+# Settings that may differ when a run goes on.
+_MAY_CHANGE = ("budget", "seconds", "model")
 # Entries of a configuration that say where the model came from and not what it computes.
 _ORIGIN = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
@@ -34,7 +36,7 @@ def fingerprint(
     All weights are read, which takes about a second a gigabyte.
 
     Args:
-        settings: The run's settings. Its budget may change, and its model's name as well.
+        settings: The run's settings. Its limits may change, and its model's name as well.
         speedups: The evaluator's; they can change the last digit of a loss.
         model: The frozen model.
         encoder: Makes prompts of the task's examples; see `integrations.evaluators.make_encoder`.
@@ -42,7 +44,7 @@ def fingerprint(
     """
     task = encoder.task
     return {
-        **{k: str(v) for k, v in settings.items() if k not in ("budget", "model")},
+        **{k: str(v) for k, v in settings.items() if k not in _MAY_CHANGE},
         **encoder.arguments(),
         "training prompts": prompts_digest(encoder.encode(task.train)),
         "development prompts": prompts_digest(encoder.encode(task.dev)),

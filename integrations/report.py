@@ -78,12 +78,13 @@ class Watch:
             console.print(f"Continuing an earlier run after {progress.visit.number} generations.")
         self.generations += 1
         rate = done / progress.seconds
-        left = duration((progress.budget - done) / rate)
+        left = duration(progress.seconds_left)
+        total = done + round(rate * progress.seconds_left)
         state = (
             f"loss {progress.visit.loss:.4f}  dev {progress.dev.score:.3f}  "
             f"{rate:.1f} evaluations/s  {left} left"
         )
-        self._bar.update(self._task, completed=done, state=state)
+        self._bar.update(self._task, completed=done, total=total, state=state)
         if progress.new_dev:
             chosen = "  best so far" if progress.dev.best else ""
             console.print(

@@ -35,7 +35,7 @@ class TuneResult:
         history: The course of the run.
         encoder: Makes prompts of examples as the run did; its ``task`` is the run's task.
         settings: The run's settings by the names of `tune`'s arguments.
-        stopped: Why the run ended: ``"budget"``, ``"patience"`` or ``"callback"``.
+        stopped: Why the run ended: ``"budget"``, ``"patience"``, ``"seconds"`` or ``"callback"``.
         tested: Scores on the task's test set so far, by name: ``"zero-shot"`` for the frozen
             model, ``"tuned"`` for the deltas.
         lost_workers: Workers that died; others did their work.

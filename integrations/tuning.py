@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 import warnings
@@ -49,6 +50,7 @@ def tune(
     targets: Sequence[str] = ("q", "v"),
     layers: Sequence[int] | str | None = None,
     budget: int = 6000,
+    seconds: float | None = None,
     popsize: int | None = None,
     schedule: str = "generation-major",
     loss: str | Loss | None = None,
@@ -96,6 +98,8 @@ def tune(
             ``"all"``, first to last; None for the upper half, where a candidate costs a third of
             what it costs in the lower half and lowers the loss at least as much.
         budget: Candidates to evaluate, each on the whole training set.
+        seconds: Most wall time, with setting up and looks at the development set; the generation in
+            which it is up is finished. None for no limit.
         popsize: Candidates a generation; None for `optimizers.POPSIZES`.
         schedule: ``"generation-major"``, one generation a layer in turn; ``"block"``, three in a
             row; ``"cost-aware"``, more where they lower the loss most for what they cost
@@ -129,7 +133,8 @@ def tune(
             the time). A call with the same arguments continues from there, and ends with the same
             history and deltas, bit for bit, as if it had never been interrupted. ``budget`` may
             be larger than before; a run that had ended because it was spent then goes on from its
-            end. One that `callback` ended goes on too, any other that ended is returned at once.
+            end. So does one that `callback` ended, or ``seconds`` if there are more of them now;
+            any other that ended is returned at once.
             Needs an optimizer of `dfo_core`'s own, since those of other libraries cannot be
             saved; an object given as one must have been built with a seed.
         resume: False starts anew, and removes the state of an earlier run.
@@ -168,6 +173,8 @@ def tune(
     arch = describe(model, tuple(targets))
     chosen = choose_layers(layers, len(arch.layers))
     budget = _whole("budget", budget, 1)
+    if seconds is not None and not seconds > 0:
+        raise UserError(f"seconds must be positive; got {seconds!r}.")
     dev_every = _whole("dev_every", dev_every, 1)
     patience = None if patience is None else _whole("patience", patience, 1)
     rank, dim, seed = _whole("rank", rank, 1), _whole("dim", dim, 1), _whole("seed", seed, 0)
@@ -193,6 +200,7 @@ def tune(
         "targets": list(targets),
         "layers": list(chosen),
         "budget": budget,
+        "seconds": seconds,
         "popsize": popsize,
         "schedule": schedule,
         "loss": loss_name(loss, encoder.losses),
@@ -241,7 +249,9 @@ def tune(
             if saved is not None:
                 saved.start()
             selection.look()
-        stopped = selection.stopped or _run(search, selection, dev_every, patience, listener, saved)
+        stopped = selection.stopped or _run(
+            search, selection, dev_every, patience, seconds or math.inf, listener, saved
+        )
     return TuneResult(
         adapter=search.adapter_of(selection.chosen),
         history=selection.history,
@@ -331,12 +341,15 @@ def _run(
     selection: _Selection,
     dev_every: int,
     patience: int | None,
+    seconds: float,
     callback: Callback | None,
     saved: Checkpoint | None,
 ) -> str:
     """Visit layer after layer; returns why it ended."""
     history = selection.history
-    while True:
+    end = None
+    paused = "seconds" if history.visits and selection.seconds >= seconds else None
+    while not (ended_by := end or paused):
         visit = search.visit()
         history.visits.append(visit)
         end = None if search.left > 0 else "budget"
@@ -345,25 +358,27 @@ def _run(
             selection.look()
         if patience is not None and visit.evaluations - history.best.evaluations >= patience:
             end = end or "patience"
-        asked = callback is not None and callback(
-            Progress(
-                visit=visit,
-                dev=history.scores[-1],
-                new_dev=new_dev,
-                best=history.best,
-                budget=search.budget,
-                seconds=selection.seconds,
-            )
+        progress = Progress(
+            visit=visit,
+            dev=history.scores[-1],
+            new_dev=new_dev,
+            best=history.best,
+            budget=search.budget,
+            seconds=selection.seconds,
+            most_seconds=seconds,
         )
+        if callback is not None and callback(progress):
+            paused = "callback"
+        elif selection.seconds >= seconds:
+            paused = "seconds"
         if end and selection.unseen:
             selection.look()
         if saved is not None:
-            # What the callback ends can go on, so the look below is no part of its state.
-            saved.write(selection.state(end), at_once=bool(end or asked))
-        if asked and selection.unseen:
-            selection.look()
-        if end or asked:
-            return end or "callback"
+            # What is paused can go on, so the look below is no part of its state.
+            saved.write(selection.state(end), at_once=bool(end or paused))
+    if selection.unseen:
+        selection.look()
+    return ended_by
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:

@@ -61,6 +61,10 @@ Optimizer = Annotated[
     ),
 ]
 Budget = Annotated[int, typer.Option(help="Candidates to evaluate.", rich_help_panel=SEARCH)]
+Seconds = Annotated[
+    float | None,
+    typer.Option(help="Most wall time; by default no limit.", rich_help_panel=SEARCH),
+]
 Popsize = Annotated[
     int | None,
     typer.Option(
@@ -179,6 +183,7 @@ def tune(
     data: Data = None,
     optimizer: Optimizer = "lotfwa",
     budget: Budget = 6000,
+    seconds: Seconds = None,
     popsize: Popsize = None,
     schedule: Schedule = "generation-major",
     loss: Loss = "ce",
@@ -229,6 +234,7 @@ def tune(
         resume=not overwrite,
         optimizer=optimizer,
         budget=budget,
+        seconds=seconds,
         rank=rank,
         dim=dim,
         targets=words(targets) or (),
@@ -296,8 +302,11 @@ def _run(
         )
     if not watch.generations:
         console.print("This run had ended already; --overwrite starts anew. What it gave:")
-    elif watch.interrupted and settings.get("checkpoint"):
-        console.print("The same command goes on from here.")
+    elif settings.get("checkpoint"):
+        if watch.interrupted:
+            console.print("The same command goes on from here.")
+        elif result.stopped == "seconds":
+            console.print("The same command with more --seconds goes on from here.")
     if task.test:
         score_test(result)
     finish(result, folder, command_line(ctx))

@@ -2,13 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from tiny import build_model
 
 from integrations import UserError, tune
-from integrations.callbacks import JSONLines, TensorBoard
+from integrations.callbacks import JSONLines, Progress, TensorBoard
+from integrations.history import DevScore
+from integrations.visit import Visit
 
 
 @pytest.fixture
@@ -30,6 +33,15 @@ def test_all_callbacks_are_called_and_one_may_end_the_run(run):
     assert run(ends).stopped == "callback"
     assert seen == ["first", "second"]
     assert run([]).stopped == "budget"
+
+
+def test_the_time_left_is_that_of_the_budget_or_of_the_limit():
+    visit = Visit(0, 0, evaluations=10, best=1.0, loss=1.0, improved=True, invalid=0)
+    look = DevScore(0, 0.0, 1.0, 1.0, 0.5, best=True)
+    progress = Progress(visit, look, new_dev=False, best=look, budget=40, seconds=5.0)
+    assert progress.seconds_left == 15
+    assert replace(progress, most_seconds=12.0).seconds_left == 7
+    assert replace(progress, most_seconds=100.0).seconds_left == 15
 
 
 @pytest.mark.parametrize("callback", [3, ["x"], "x"])

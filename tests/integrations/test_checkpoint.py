@@ -415,6 +415,16 @@ def test_a_spent_budget_may_be_raised_too(start, tmp_path):
     assert more.stopped == "budget"
 
 
+def test_a_run_whose_time_was_up_goes_on_with_more(start, alone, tmp_path):
+    first = start(checkpoint=tmp_path, seconds=1e-9)
+    assert first.stopped == "seconds"
+    again = start(checkpoint=tmp_path, seconds=1e-9, callback=lambda _: pytest.fail("it went on"))
+    assert again.stopped == "seconds"
+    assert again.history.visits == first.history.visits
+    assert again.history.scores[-1].evaluations == first.history.scores[-1].evaluations > 0
+    assert outcome_of(start(checkpoint=tmp_path)) == alone()
+
+
 def test_starting_anew_removes_the_earlier_run_and_nothing_else(start, alone, folder):
     (folder / "notes.txt").write_text("mine")
     (folder / ".state-000009.safetensors.1.2.tmp").write_text("left by a kill")

@@ -304,6 +304,15 @@ def test_a_callback_that_says_nothing_lets_it_run(run):
     assert run(callback=lambda progress: None).stopped == "budget"
 
 
+def test_time_that_is_up_ends_it_after_a_generation(run):
+    seen = []
+    result = run(seconds=1e-9, budget=400, callback=seen.append)
+    assert result.stopped == "seconds"
+    assert len(result.history.visits) == len(seen) == 1
+    assert result.history.scores[-1].evaluations == seen[-1].visit.evaluations
+    assert seen[-1].seconds_left == 0
+
+
 # -- the model -------------------------------------------------------------------------------------
 
 
@@ -378,6 +387,8 @@ class NoTell:
         ({"dim": 41}, "dim must divide into 2 equal parts"),
         ({"budget": 0}, "budget must be a whole number of 1 or more; got 0"),
         ({"budget": 10.5}, "budget must be a whole number of 1 or more; got 10.5"),
+        ({"seconds": 0}, "seconds must be positive; got 0"),
+        ({"seconds": float("nan")}, "seconds must be positive; got nan"),
         ({"dev_every": 0}, "dev_every must be a whole number of 1 or more"),
         ({"patience": 0}, "patience must be a whole number of 1 or more"),
         ({"popsize": 1}, "popsize"),
