@@ -20,11 +20,19 @@ def test_a_product_is_within_half_a_step_of_both_roundings(bias):
     x = 10 ** torch.randn(3, 7, 1) * torch.randn(3, 7, 64)  # tokens of very different sizes
     with torch.inference_mode():
         found, exact = Int8Linear(linear.weight, linear.bias)(x), linear(x)
-        # |sum (x + dx)(w + dw) - x w| with |dx| <= max|x| / 254 and |dw| <= max|w| / 254.
-        dx = x.abs().amax(-1, keepdim=True) / 254
+        # |sum (x + dx)(w + dw) - x w| with |dx| <= max|x| / 65278 and |dw| <= max|w| / 254.
+        dx = x.abs().amax(-1, keepdim=True) / (2 * 32639)
         dw = linear.weight.abs().amax(1) / 254
         bound = dx * linear.weight.abs().sum(1) + (x.abs().sum(-1, keepdim=True) + 64 * dx) * dw
     assert (found - exact).abs().le(1.01 * bound + 1e-6).all()
+
+
+@pytest.mark.parametrize("largest", [1.0, -1.0, 1e-3, 3e4])
+def test_inputs_have_sixteen_bits_up_to_both_ends(largest):
+    """Through weights without a rounding error, 127 a row: what is left is that of the inputs."""
+    layer = Int8Linear(torch.eye(64), None)
+    x = torch.linspace(-1, 1, 64)[None] * largest
+    assert (layer(x) - x).abs().max() <= 1.01 * abs(largest) / (2 * 32639)
 
 
 def test_a_token_does_not_depend_on_its_neighbours():
