@@ -46,6 +46,7 @@ def plot_comparison(outcomes: Sequence[Outcome], path: str | Path, *, metric: st
         )  # fmt: skip
     by_count.set_xscale("symlog", linthresh=1)
     by_time.set_xscale("symlog", linthresh=1)
+    by_memory.set_xscale("symlog", linthresh=10)
     by_count.set_ylabel(f"dev {metric} of what is chosen")
     by_memory.set_ylabel(f"test {metric}")
     by_count.set_xlabel("evaluations: passes over the training set")
