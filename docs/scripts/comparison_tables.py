@@ -10,6 +10,7 @@ docs/results/tables.md, which docs/comparison.md takes in, and a plot beside the
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,39 +25,86 @@ TARGET = Path(__file__).parents[1] / "results" / "tables.md"
 HEADS = ("test %", "dev %", "evaluations", "seconds", "extra MB", "tuned numbers")
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a folder holds.
+
+    Attributes:
+        folder: The folder.
+        about: What the comparison was given, and where it ran.
+        outcomes: What came of each method and seed.
+        rows: Each method over its seeds.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    outcomes: list[Outcome]
+    rows: list[Row]
+
+    @classmethod
+    def read(cls, folder: Path) -> Compared:
+        """Read a folder."""
+        outcomes = read_outcomes(folder)
+        return cls(
+            folder, json.loads((folder / SETTINGS).read_text()), outcomes, summarize(outcomes)
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the comparison was given."""
+        settings: dict[str, Any] = self.about["comparison"]
+        return settings
+
+    def title(self, row: Row) -> str:
+        """A method's name, with the type of the weights where it is not the usual one."""
+        return ", ".join(filter(None, (row.title, self.settings["dtype"])))
+
+    def lines(self) -> list[str]:
+        """The rows of its table."""
+        lines = []
+        for row in self.rows:
+            first, *rest = cells(row)
+            at_marks = self._marked(row) or ["-"] * len(self.settings["marks"])
+            lines.append(markdown_row([self.title(row), first, *at_marks, *rest]))
+        return lines
+
+    def _marked(self, row: Row) -> list[str]:
+        """Mean test scores at the marks, in percent; nothing if the method failed."""
+        mine = [o.marked for o in self.outcomes if o.method == row.method and o.error is None]
+        return [f"{100 * sum(scores) / len(scores):.1f}" for scores in zip(*mine, strict=True)]
+
+
 def markdown_row(cells: list[str]) -> str:
     """A row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-def titled(folder: Path, row: Row) -> str:
-    """A method's name, with the type of the weights where it is not the usual one."""
-    dtype = read_settings(folder)["comparison"]["dtype"]
-    return row.title if dtype is None else f"{row.title}, {dtype}"
+def grouped(found: list[Compared]) -> list[list[Compared]]:
+    """Each comparison in the usual type, and behind it the same one in others."""
+    return [
+        [
+            usual,
+            *(
+                x
+                for x in found
+                if x is not usual and x.settings | {"dtype": None} == usual.settings
+            ),
+        ]
+        for usual in found
+        if usual.settings["dtype"] is None
+    ]
 
 
-def table_rows(folder: Path) -> list[str]:
-    """The rows of a comparison."""
-    outcomes, marks = read_outcomes(folder), read_settings(folder)["comparison"]["marks"]
-    lines = []
-    for row in summarize(outcomes):
-        first, *rest = cells(row)
-        at_marks = marked(outcomes, row) if row.score is not None else []
-        at_marks = at_marks or ["-"] * len(marks)
-        lines.append(markdown_row([titled(folder, row), first, *at_marks, *rest]))
-    return lines
-
-
-def overview(groups: list[list[Path]]) -> str:
+def overview(groups: list[list[Compared]]) -> str:
     """Test scores of the methods that ran on all tasks, and their means, the best first."""
     scores: dict[str, list[float]] = {}
-    for folder in (folder for group in groups for folder in group):
-        for row in summarize(read_outcomes(folder)):
+    for compared in (compared for group in groups for compared in group):
+        for row in compared.rows:
             if row.score is not None:
-                scores.setdefault(titled(folder, row), []).append(100 * row.score)
+                scores.setdefault(compared.title(row), []).append(100 * row.score)
     everywhere = {title: found for title, found in scores.items() if len(found) == len(groups)}
     ranked = sorted(everywhere.items(), key=lambda item: sum(item[1]), reverse=True)
-    names = [group[0].name for group in groups]
+    names = [usual.folder.name for usual, *_ in groups]
     return "\n".join(
         [
             "## Over the tasks",
@@ -74,39 +122,17 @@ def overview(groups: list[list[Path]]) -> str:
     )
 
 
-def marked(outcomes: list[Outcome], row: Row) -> list[str]:
-    """Mean test scores at the marks, in percent."""
-    mine = [o.marked for o in outcomes if o.method == row.method and o.error is None]
-    return [f"{100 * sum(scores) / len(scores):.1f}" for scores in zip(*mine, strict=True)]
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What a comparison was given, and where it ran."""
-    about: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
-    return about
-
-
-def other_types(folder: Path, folders: list[Path]) -> list[Path]:
-    """Folders of the same comparison with weights of another type."""
-    mine = read_settings(folder)["comparison"]
-    return [
-        other
-        for other in folders
-        if other != folder and read_settings(other)["comparison"] | {"dtype": None} == mine
-    ]
-
-
-def section(folder: Path, others: list[Path]) -> str:
-    """A comparison's heading, table and plot."""
-    about, outcomes = read_settings(folder), read_outcomes(folder)
-    settings = about["comparison"]
-    plot_comparison(outcomes, folder / "comparison.png", metric="score")
+def section(group: list[Compared]) -> str:
+    """A comparison's heading, table and plot, with rows of other types of weights."""
+    usual = group[0]
+    folder, settings = usual.folder, usual.settings
+    plot_comparison(usual.outcomes, folder / "comparison.png", metric="score")
     limits = [
         f"{settings['budget']:,.0f} evaluations" if settings["budget"] else "",
         duration(settings["seconds"]) if settings["seconds"] else "",
     ]
     marks = [f"after {100 * mark:.0f} %" for mark in settings["marks"]]
-    seeds = sorted({outcome.seed for outcome in outcomes})
+    seeds = sorted({outcome.seed for outcome in usual.outcomes})
     plot = f"{folder.relative_to(TARGET.parents[1]).as_posix()}/comparison.png"
     return "\n".join(
         [
@@ -114,13 +140,13 @@ def section(folder: Path, others: list[Path]) -> str:
             "",
             f"{settings['model']}, {settings['shots']} examples a class, seeds "
             f"{', '.join(map(str, seeds))}, {' and '.join(filter(None, limits))} a run, "
-            f"{settings['test_limit'] or 'all'} test examples, {about['threads']} threads, "
-            f"PyTorch {about['versions']['torch']}; mean and, in brackets, standard deviation.",
+            f"{settings['test_limit'] or 'all'} test examples, {usual.about['threads']} threads, "
+            f"PyTorch {usual.about['versions']['torch']}; mean and, in brackets, standard "
+            "deviation.",
             "",
             markdown_row(["method", *HEADS[:1], *marks, *HEADS[1:]]),
             markdown_row(["---", *["--:"] * (len(HEADS) + len(marks))]),
-            *table_rows(folder),
-            *(row for other in others for row in table_rows(other)),
+            *(line for compared in group for line in compared.lines()),
             "",
             f"![Methods on {folder.name}]({plot})",
             "",
@@ -130,11 +156,9 @@ def section(folder: Path, others: list[Path]) -> str:
 
 def main(folders: Annotated[list[Path], typer.Argument()]) -> None:
     """Write the tables and plots."""
-    folders = [folder.resolve() for folder in folders if (folder / SETTINGS).exists()]
-    usual = [f for f in folders if read_settings(f)["comparison"]["dtype"] is None]
-    groups = [[folder, *other_types(folder, folders)] for folder in usual]
-    sections = [overview(groups), *(section(folder, others) for folder, *others in groups)]
-    TARGET.write_text("\n".join(sections))
+    there = [folder.resolve() for folder in folders if (folder / SETTINGS).exists()]
+    groups = grouped([Compared.read(folder) for folder in there])
+    TARGET.write_text("\n".join([overview(groups), *map(section, groups)]))
     print(f"wrote {TARGET}")
 
 
