@@ -20,8 +20,8 @@ def small_tensors(size):
 
 def test_what_is_taken_and_freed_again_counts():
     memory = PeakMemory(nn.Linear(2, 2))
-    del [torch.ones(20 * MB)][:]
-    assert 75 * MB <= memory.extra() < 90 * MB  # the system counts roughly
+    del [torch.ones(21 * MB)][:]  # 84 MB, as the system counts roughly
+    assert 80 * MB <= memory.extra() < 90 * MB
 
 
 def test_memory_from_before_is_not_counted():
