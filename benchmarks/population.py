@@ -6,6 +6,7 @@ one; ours are averaged over evenly spaced layers, as a sweep visits all of them.
 
 Extra memory is the peak beyond what the process held: for ours before the evaluator was made, for
 the others when they were ready to run, as the copy of the model that they got is not their need.
+Beside it stands what the frozen model's own inference on the same prompts takes, in one batch.
 "Useful" is the arithmetic that the losses need (`population_flops.py`) over the time, as a share of
 what a matrix product of the model's own feed-forward shape reaches in the same run.
 
@@ -37,6 +38,7 @@ from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.demo import demo_task
 from integrations.metrics import LOSSES
+from integrations.patches import Patches
 from integrations.peak_memory import PeakMemory
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Encoder, Prompt
@@ -100,6 +102,24 @@ def make_problem(
     return Problem(arch, prompts, label_ids, pad_id, adapter), spaces
 
 
+@torch.inference_mode()
+def inference_bytes(problem: Problem) -> dict[str, int]:
+    """Extra memory of the frozen model's own inference on all prompts in one padded batch.
+
+    Returns:
+        With logits of all positions, and with those of the answers only.
+    """
+    arch, batch, found = problem.arch, problem.padded(), {}
+    for name in ("all logits", "logits of answers"):
+        memory = PeakMemory(arch.model)
+        with Patches() as patches:
+            if name == "logits of answers":
+                patches.before(arch.head, batch.at_answers)
+            batch.run(arch.model)
+        found[name] = memory.extra()
+    return found
+
+
 def main(
     model: Annotated[str, typer.Option(help=f"smollm2-135m, {', '.join(SHAPES)}.")] = (
         "smollm2-135m"
@@ -160,9 +180,10 @@ def main(
     rows = run_cells(out / f"{name}.jsonl", cells, run)
     results = summarize(rows, sizes, names)
     title = f"{model}, {dtype}, {where}"
-    show(results, sizes, title)
+    inference = inference_bytes(problem)
+    show(results, sizes, title, inference)
     settings = {"layers": spread, "repeats": repeats, "chunk": CHUNK, "prompts": "SST-2, 32"}
-    settings |= {"device": where, "dtype": dtype}
+    settings |= {"device": where, "dtype": dtype, "inference_bytes": inference}
     write_report(out / f"{name}.json", ["torch", "transformers", "peft"], settings, results)
     save_plot(chart(results, sizes, title), out / f"{name}.png")
 
@@ -199,10 +220,13 @@ def summarize(rows: list[dict], sizes: list[int], names: list[str]) -> list[dict
     return results
 
 
-def show(results: list[dict], sizes: list[int], title: str) -> None:
+def show(results: list[dict], sizes: list[int], title: str, inference: dict[str, int]) -> None:
     """Print the table."""
+    own = ", ".join(f"{number / 1e6:.0f} with {name}" for name, number in inference.items())
     table = Table(
-        "", title=f"{title}: seconds a generation (times faster than naive; extra MB; useful)"
+        "",
+        title=f"{title}: seconds a generation (times faster than naive; extra MB; useful)",
+        caption=f"extra MB of the model's own inference: {own}",
     )
     for size in sizes:
         table.add_column(f"population {size}", justify="right")

@@ -284,7 +284,7 @@ def count(candidates: Candidates) -> int:
     return len(next(iter(candidates.values())))
 
 
-STEPS = ("prefix_cache", "shared_base", "answer_head", "no_padding")
+STEPS = ("prefix_cache", "shared_base", "answer_head", "no_padding", "side_by_side", "onednn")
 OURS: dict[str, Way] = {
     "ours": ours(Speedups()),
     **{f"ours without {step}": ours(Speedups(**{step: False})) for step in STEPS},

@@ -1,4 +1,4 @@
-"""How much each of the evaluator's five steps saves on a model and task."""
+"""How much each of the evaluator's six steps saves on a model and task."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ WAYS: Mapping[str, Speedups] = {
     "without answer head": replace(FAST, answer_head=False),
     "with padding": replace(FAST, no_padding=False),
     "one block at a time": replace(FAST, side_by_side=False),
+    "without oneDNN": replace(FAST, onednn=False),
     "naive": NAIVE,
 }
-"""All five steps, each left out alone, and none."""
+"""All six steps, each left out alone, and none."""
 
 TOLERANCE = 1e-4
 """Most by which losses of one candidate may differ in a model of 32 bits."""

@@ -29,7 +29,7 @@ class ContinuationEvaluator(PopulationEvaluator):
         arch: The frozen model.
         prompts: Prompts with the tokens that are to follow.
         pad_id: Token that fills up shorter prompts.
-        speedups: Which of the five steps to take (default all).
+        speedups: Which of the six steps to take (default all).
         memory_limit: As in `PopulationEvaluator`.
 
     Raises:

@@ -11,7 +11,8 @@ which l is the first. So:
    output projection and feed-forward part at the answer position;
 4. prompts lie end to end without padding (`integrations.packing`) or are batched by length;
 5. candidates run in blocks of a size that is measured at the start, on a CPU several blocks at a
-   time (`integrations.lanes`).
+   time (`integrations.lanes`);
+6. the library that multiplies matrices is the processor's fastest (`integrations.onednn`).
 
 The model's own code runs everything that is left: masks, rotary tables, norms and residuals.
 """
@@ -45,6 +46,7 @@ from integrations.lanes import Lanes
 from integrations.memory import plan_memory
 from integrations.metrics import METRICS, Loss
 from integrations.objective import Score
+from integrations.onednn import pays, use_onednn
 from integrations.packing import can_pack
 from integrations.patches import Patches
 from integrations.prefix import PrefixCache
@@ -55,7 +57,7 @@ from integrations.tuned_layer import SharedBase
 
 @dataclass(frozen=True)
 class Speedups:
-    """The five steps that make population evaluation fast; all off is the naive loop.
+    """The six steps that make population evaluation fast; all off is the naive loop.
 
     Attributes:
         prefix_cache: Skip the layers before the first tuned one.
@@ -66,6 +68,7 @@ class Speedups:
             of like length elsewhere; off, all are padded to the longest.
         blocks: Candidates in one forward pass: a number, or None to measure the best.
         side_by_side: On a CPU, run as many blocks at a time as PyTorch has threads.
+        onednn: On AMD's processors, multiply float32 matrices with oneDNN in place of MKL.
     """
 
     prefix_cache: bool = True
@@ -74,13 +77,14 @@ class Speedups:
     no_padding: bool = True
     blocks: int | None = None
     side_by_side: bool = True
+    onednn: bool = True
 
 
 FAST = Speedups()
-"""All five steps, the default."""
+"""All six steps, the default."""
 
-NAIVE = Speedups(False, False, False, False, blocks=1, side_by_side=False)
-"""None of the five: the whole model on padded prompts, candidate by candidate."""
+NAIVE = Speedups(False, False, False, False, blocks=1, side_by_side=False, onednn=False)
+"""None of the six: the whole model on padded prompts, candidate by candidate."""
 
 
 class PopulationEvaluator:
@@ -93,7 +97,7 @@ class PopulationEvaluator:
         pad_id: Token that fills up shorter prompts.
         loss: Loss of the label logits and labels of all prompts.
         metric: Name in `integrations.metrics.METRICS` of what `score` reports.
-        speedups: Which of the five steps to take (default all).
+        speedups: Which of the six steps to take (default all).
         memory_limit: Most bytes beyond the model's weights, for kept hidden states and what a
             forward pass holds; None lets speed decide.
         all_logits: Count the memory of the whole vocabulary's logits.
@@ -150,7 +154,8 @@ class PopulationEvaluator:
             max(1, self._most_answers() // max(map(len, self.batches))),
         )
         least = 2 if memory_limit is None else 1
-        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes, least)
+        self._onednn = speedups.onednn and pays()
+        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes, least, self._onednn)
         self._lanes = Lanes(arch)
 
     def _layout(self, longest: int) -> Layout:
@@ -271,6 +276,8 @@ class PopulationEvaluator:
         batch, copies = self.batches[number], len(block)
         start = block.first if self.speedups.prefix_cache else 0
         with Patches() as patches:
+            if self._onednn:
+                use_onednn(patches, arch.layers[start:])
             self._prefix.resume(patches, arch, number, start, adapter, copies)
             block.beside(adapter).apply(patches, arch, batch, start)
             block.apply(patches, arch, batch, shared if self.speedups.shared_base else None)

@@ -11,6 +11,7 @@ from torch import Tensor
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
 from integrations.batches import PromptBatch
+from integrations.onednn import use_onednn
 from integrations.patches import Patches
 
 
@@ -31,6 +32,7 @@ class PrefixCache:
         max_bytes: Most memory for states.
         least: Layers whose states are kept in any case, as what leaves an encoder is: 1 for the
             one in use, 2 for the lowest that is tuned as well.
+        onednn: Whether oneDNN multiplies (`integrations.onednn`).
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class PrefixCache:
         batches: Sequence[PromptBatch],
         max_bytes: int,
         least: int = 1,
+        onednn: bool = False,
     ) -> None:
         self.arch = arch
         self.batches = batches
         self.max_bytes = max_bytes
         self.least = least
+        self.onednn = onednn
         self._forget()
 
     def _forget(self) -> None:
@@ -56,7 +60,7 @@ class PrefixCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: no states, since versions of deltas are this process's own."""
-        kept = ("arch", "batches", "max_bytes", "least")
+        kept = ("arch", "batches", "max_bytes", "least", "onednn")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -122,6 +126,8 @@ class PrefixCache:
             return record
 
         with Patches() as patches:
+            if self.onednn:
+                use_onednn(patches, self.arch.layers[start:stop])
             if start > 0:
                 self._skip(patches, self.arch, number, start, states[start][1])
             self._note(patches, number)

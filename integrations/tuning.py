@@ -138,7 +138,7 @@ def tune(
             Needs an optimizer of `dfo_core`'s own, since those of other libraries cannot be
             saved; an object given as one must have been built with a seed.
         resume: False starts anew, and removes the state of an earlier run.
-        speedups: Which of the evaluator's five steps to take. How many candidates go into one
+        speedups: Which of the evaluator's six steps to take. How many candidates go into one
             forward pass is measured and can change the last digit of a loss; what
             ``settings["block_size"]`` says, given as ``Speedups(blocks=...)``, repeats a run
             exactly.

@@ -1,4 +1,4 @@
-"""The five steps that make evaluation fast leave the losses as they are."""
+"""The six steps that make evaluation fast leave the losses as they are."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from integrations.batches import CPU_MOST_TOKENS
 from integrations.memory import bytes_per_token
 from integrations.metrics import cross_entropy, error_rate, hinge, make_loss
 
-# -- the five steps --------------------------------------------------------------------------------
+# -- the six steps --------------------------------------------------------------------------------
 
 STEPS = {
     "all on": Speedups(),
@@ -35,6 +35,7 @@ STEPS = {
     "no shared base": Speedups(shared_base=False),
     "no answer head": Speedups(answer_head=False),
     "padding": Speedups(no_padding=False),
+    "no oneDNN": Speedups(onednn=False),
     "blocks of 1": Speedups(blocks=1),
     "blocks of 3": Speedups(blocks=3),
     "blocks of more than all": Speedups(blocks=100),
