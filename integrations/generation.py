@@ -17,6 +17,7 @@ from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.errors import UserError
 from integrations.memory import MB, bytes_per_token
 from integrations.objective import Score
+from integrations.onednn import pays, use_onednn
 from integrations.patches import Patches
 from integrations.population import FAST, Speedups
 from integrations.spaces import LayerFactors
@@ -42,7 +43,8 @@ class GenerationEvaluator:
         encoder: Makes prompts of the examples.
         examples: What is answered and scored; at least one.
         speedups: ``no_padding`` off pads all prompts to the longest, and ``blocks`` says how many
-            candidates generate at once, None for as many as fit; the others have no effect.
+            candidates generate at once, None for as many as fit; ``onednn`` is for products, and
+            the others have no effect.
         memory_limit: Most bytes beyond the model's weights; None for as much as is fastest.
 
     Attributes:
@@ -67,6 +69,7 @@ class GenerationEvaluator:
         self.examples = list(examples)
         self.scores = make_score(encoder.task.score)
         self.config = _greedy(arch, encoder)
+        self._onednn = speedups.onednn and pays()
         prompts = encoder.encode(self.examples)
         longest = max(len(prompt.ids) for prompt in prompts)
         new_tokens = encoder.task.max_new_tokens
@@ -164,6 +167,8 @@ class GenerationEvaluator:
         start = ids.shape[1] if self.arch.kind == "causal" else 1
         stop = _Stop(self.encoder, start)
         with Patches() as patches:
+            if self._onednn:
+                use_onednn(patches, self.arch.layers)
             block.beside(adapter).apply(patches, self.arch, batch)
             block.apply(patches, self.arch, batch, None)
             model: Any = self.arch.model
