@@ -33,6 +33,8 @@ WAYS: Mapping[str, Speedups] = {
 
 TOLERANCE = 1e-4
 """Most by which losses of one candidate may differ in a model of 32 bits."""
+INT8_TOLERANCE = 0.01
+"""The same for weights of eight bits; inputs, which differ in their last digits, keep sixteen."""
 COARSE_TOLERANCE = 0.1
 """The same for models of fewer bits, where an activation may be rounded to its neighbour."""
 
@@ -156,9 +158,10 @@ def _timed(
 
 
 def _tolerance(arch: Architecture) -> float:
-    coarse = arch.model.dtype.itemsize < 4
-    coarse |= any(isinstance(module, Int8Linear) for module in arch.model.modules())
-    return COARSE_TOLERANCE if coarse else TOLERANCE
+    if arch.model.dtype.itemsize < 4:
+        return COARSE_TOLERANCE
+    int8 = any(isinstance(module, Int8Linear) for module in arch.model.modules())
+    return INT8_TOLERANCE if int8 else TOLERANCE
 
 
 def _draw(
