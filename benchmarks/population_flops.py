@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from integrations.architectures import Architecture, describe
-from integrations.onednn import pays, use_onednn
+from integrations.onednn import use_onednn
 from integrations.patches import Patches
 from integrations.prompts import Prompt
 from lora_kernels import Factors
@@ -86,8 +86,7 @@ def product_rate(
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
     seconds = []
     with torch.inference_mode(), Patches() as patches:
-        if pays():
-            use_onednn(patches, [largest])
+        use_onednn(patches, [largest])
         for _ in range(repeats):
             wait(weight.device)
             start = time.perf_counter()

@@ -17,7 +17,7 @@ from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.errors import UserError
 from integrations.memory import MB, bytes_per_token
 from integrations.objective import Score
-from integrations.onednn import pays, use_onednn
+from integrations.onednn import use_onednn
 from integrations.patches import Patches
 from integrations.population import FAST, Speedups
 from integrations.spaces import LayerFactors
@@ -69,7 +69,7 @@ class GenerationEvaluator:
         self.examples = list(examples)
         self.scores = make_score(encoder.task.score)
         self.config = _greedy(arch, encoder)
-        self._onednn = speedups.onednn and pays()
+        self._onednn = speedups.onednn
         prompts = encoder.encode(self.examples)
         longest = max(len(prompt.ids) for prompt in prompts)
         new_tokens = encoder.task.max_new_tokens

@@ -36,12 +36,15 @@ def pays() -> bool:
 def use_onednn(patches: Patches, layers: Iterable[nn.Module]) -> None:
     """Multiply with oneDNN in the float32 linear layers inside some layers that are on a CPU.
 
-    For passes without gradients, as oneDNN's product records none.
+    Where it does not pay, nothing changes; a worker on another machine decides for itself. For
+    passes without gradients, as oneDNN's product records none.
 
     Args:
         patches: Where the change is made.
         layers: Whose linear layers.
     """
+    if not pays():
+        return
     for layer in layers:
         for module in layer.modules():
             # A subclass, or a forward that another library put there, may do more than multiply.

@@ -46,7 +46,7 @@ from integrations.lanes import Lanes
 from integrations.memory import plan_memory
 from integrations.metrics import METRICS, Loss
 from integrations.objective import Score
-from integrations.onednn import pays, use_onednn
+from integrations.onednn import use_onednn
 from integrations.packing import can_pack
 from integrations.patches import Patches
 from integrations.prefix import PrefixCache
@@ -154,8 +154,7 @@ class PopulationEvaluator:
             max(1, self._most_answers() // max(map(len, self.batches))),
         )
         least = 2 if memory_limit is None else 1
-        self._onednn = speedups.onednn and pays()
-        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes, least, self._onednn)
+        self._prefix = PrefixCache(arch, self.batches, plan.prefix_bytes, least, speedups.onednn)
         self._lanes = Lanes(arch)
 
     def _layout(self, longest: int) -> Layout:
@@ -276,7 +275,7 @@ class PopulationEvaluator:
         batch, copies = self.batches[number], len(block)
         start = block.first if self.speedups.prefix_cache else 0
         with Patches() as patches:
-            if self._onednn:
+            if self.speedups.onednn:
                 use_onednn(patches, arch.layers[start:])
             self._prefix.resume(patches, arch, number, start, adapter, copies)
             block.beside(adapter).apply(patches, arch, batch, start)

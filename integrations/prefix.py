@@ -32,7 +32,7 @@ class PrefixCache:
         max_bytes: Most memory for states.
         least: Layers whose states are kept in any case, as what leaves an encoder is: 1 for the
             one in use, 2 for the lowest that is tuned as well.
-        onednn: Whether oneDNN multiplies (`integrations.onednn`).
+        onednn: Whether oneDNN multiplies where that pays (`integrations.onednn`).
     """
 
     def __init__(

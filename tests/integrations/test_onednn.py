@@ -17,6 +17,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def pays(monkeypatch):
+    """Use it whatever the processor."""
+    monkeypatch.setattr(onednn, "pays", lambda: True)
+
+
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -36,7 +42,7 @@ LAYERS = {
 @pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("shape", [(96,), (1, 96), (7, 96), (3, 50, 96), (0, 96), (2, 0, 96)])
 @torch.inference_mode()
-def test_products_are_those_of_float64(make, shape):
+def test_products_are_those_of_float64(make, shape, pays):
     layer, x = make(), torch.randn(shape)
     with Patches() as patches:
         use_onednn(patches, [layer])
@@ -48,7 +54,7 @@ def test_products_are_those_of_float64(make, shape):
 
 
 @torch.inference_mode()
-def test_an_input_whose_memory_is_in_another_order():
+def test_an_input_whose_memory_is_in_another_order(pays):
     layer, x = linear(True), torch.randn(5, 96, 7).transpose(1, 2)
     expected = layer(x)
     with Patches() as patches:
@@ -57,7 +63,7 @@ def test_an_input_whose_memory_is_in_another_order():
 
 
 @torch.inference_mode()
-def test_the_bits_do_not_depend_on_the_number_of_threads():
+def test_the_bits_do_not_depend_on_the_number_of_threads(pays):
     layer, x = nn.Linear(576, 1536), torch.randn(409, 576)
     threads, found = torch.get_num_threads(), []
     with Patches() as patches:
@@ -70,7 +76,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads():
     assert torch.equal(found[0], found[2])
 
 
-def test_layers_that_do_more_or_have_another_type_stay_as_they_are():
+def test_layers_that_do_more_or_have_another_type_stay_as_they_are(pays):
     wrapped = linear(True)
     wrapped.forward = lambda x: x
     model = nn.ModuleList([Doubled(4, 4), nn.Linear(4, 4).half(), nn.Linear(4, 4).double()])
@@ -82,9 +88,8 @@ def test_layers_that_do_more_or_have_another_type_stay_as_they_are():
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
-def test_losses_are_those_of_mkl_and_the_model_is_left_as_it_was(family, monkeypatch):
+def test_losses_are_those_of_mkl_and_the_model_is_left_as_it_was(family, pays, monkeypatch):
     used = []
-    monkeypatch.setattr(population, "pays", lambda: True)
     monkeypatch.setattr(
         population, "use_onednn", lambda *given: (used.append(1), use_onednn(*given))
     )
@@ -97,6 +102,14 @@ def test_losses_are_those_of_mkl_and_the_model_is_left_as_it_was(family, monkeyp
     assert not used
     np.testing.assert_allclose(fast, plain, atol=1e-5)
     assert not any("forward" in vars(module) for module in arch.model.modules())
+
+
+def test_where_it_does_not_pay_nothing_changes(monkeypatch):
+    monkeypatch.setattr(onednn, "pays", lambda: False)
+    layer = linear(True)
+    with Patches() as patches:
+        use_onednn(patches, [layer])
+        assert "forward" not in vars(layer)
 
 
 @pytest.mark.parametrize(
