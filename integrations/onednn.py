@@ -52,7 +52,9 @@ def use_onednn(patches: Patches, layers: Iterable[nn.Module]) -> None:
                 continue
             weight: Any = module.weight
             bias: Any = module.bias
-            if weight.device.type == "cpu" and weight.dtype == torch.float32:
+            # torchao's quantized weights say that they are of float32.
+            plain = weight.dtype == torch.float32 and not hasattr(weight, "__tensor_flatten__")
+            if plain and weight.device.type == "cpu":
                 transposed = weight if isinstance(module, nn.Linear) else weight.T
                 patches.replace(module, _product(transposed, bias))
 

@@ -104,6 +104,18 @@ def test_losses_are_those_of_mkl_and_the_model_is_left_as_it_was(family, pays, m
     assert not any("forward" in vars(module) for module in arch.model.modules())
 
 
+def test_weights_quantized_by_another_library_stay_with_it(pays):
+    class Quantized(torch.Tensor):
+        def __tensor_flatten__(self):
+            return [], None
+
+    layer = linear(False)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantized))
+    with Patches() as patches:
+        use_onednn(patches, [layer])
+        assert "forward" not in vars(layer)
+
+
 def test_where_it_does_not_pay_nothing_changes(monkeypatch):
     monkeypatch.setattr(onednn, "pays", lambda: False)
     layer = linear(True)
