@@ -13,20 +13,20 @@ import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import nn
 
 from integrations.architectures import Architecture, describe
 from integrations.onednn import use_onednn
 from integrations.patches import Patches
 from integrations.prompts import Prompt
+from integrations.weights import LINEAR, weight_of
 from lora_kernels import Factors
 from lora_kernels.bench import wait
 
 
 def products(layer: nn.Module) -> list[nn.Module]:
     """A layer's modules that multiply with a weight matrix."""
-    return [module for module in layer.modules() if isinstance(module, (nn.Linear, Conv1D))]
+    return [module for module in layer.modules() if isinstance(module, LINEAR)]
 
 
 def entries(modules: Sequence[nn.Module]) -> int:
@@ -81,7 +81,7 @@ def product_rate(
         repeats: The median of so many counts.
     """
     largest = max(products(arch.layers[0]), key=lambda module: module.weight.numel())
-    weight: Tensor = largest.weight if isinstance(largest, nn.Linear) else largest.weight.T
+    weight = weight_of(largest)
     rows = copies * sum(len(prompt.ids) for prompt in prompts)
     x = torch.randn(rows, weight.shape[1], device=weight.device, dtype=weight.dtype)
     seconds = []

@@ -26,6 +26,7 @@ from integrations.batches import PromptBatch, make_batches
 from integrations.metrics import LOSSES
 from integrations.population import PopulationEvaluator, Speedups
 from integrations.prompts import Prompt
+from integrations.weights import weight_of
 from lora_kernels import Factors
 
 Candidates = Mapping[str, Factors]
@@ -81,10 +82,7 @@ class Problem:
 
 def weight(model: nn.Module, target: Target) -> Tensor:
     """The weight of a target, (o, h) seen from the projection, as a view."""
-    module: Any = model.get_submodule(target.path)
-    data: Tensor = module.weight.data
-    whole = data if isinstance(module, nn.Linear) else data.T
-    return whole[target.columns]
+    return weight_of(model.get_submodule(target.path)).detach()[target.columns]
 
 
 def delta(target: Target, factors: Factors, model: nn.Module) -> Tensor:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from integrations.architectures import describe
 from integrations.errors import UserError
+from integrations.weights import is_plain, weight_of
 
 LARGEST = 127  # of eight bits
 # Of sixteen as 256 high + low, where both halves have to be of eight bits.
@@ -98,14 +98,9 @@ def quantize_layers(model: PreTrainedModel) -> PreTrainedModel:
     replaced = 0
     for layer in describe(model).layers:
         for name, module in [*layer.named_modules()]:
-            if isinstance(module, nn.Linear):
-                weight = module.weight
-            elif isinstance(module, Conv1D):
-                weight = module.weight.T
-            else:
-                continue
-            layer.set_submodule(name, Int8Linear(weight.detach(), module.bias))
-            replaced += 1
+            if is_plain(module):
+                layer.set_submodule(name, Int8Linear(weight_of(module).detach(), module.bias))
+                replaced += 1
     if not replaced:
         raise UserError("int8: the model's layers hold no linear layers that are not quantized.")
     return model

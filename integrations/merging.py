@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from integrations.adapter import Adapter
 from integrations.architectures import Target
 from integrations.errors import UserError
+from integrations.weights import is_plain, weight_of
 
 
 @torch.no_grad()
@@ -36,27 +33,16 @@ def merge(adapter: Adapter) -> None:
     for target, _ in deltas:
         require_plain(target)
     for target, factors in deltas:
-        weight = weight_of(target)
+        weight = weight_of(target.module)
         delta = factors.B[0].float().mT @ factors.A[0].float()
         weight[target.columns] = (weight[target.columns].float() + delta).to(weight.dtype)
 
 
-def weight_of(target: Target) -> Tensor:
-    """The weight (width, h) of a projection's module, as a view whatever way it is kept.
-
-    ``weight_of(target)[target.columns]`` is the projection's own W (o, h).
-    """
-    module: Any = target.module
-    weight: Tensor = module.weight.T if isinstance(module, Conv1D) else module.weight
-    return weight
-
-
 def require_plain(target: Target) -> None:
     """Raise UserError unless a projection's weight is a matrix of floating-point numbers."""
-    module: Any = target.module
-    plain = isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point()
-    if not plain or hasattr(module.weight, "__tensor_flatten__"):
+    if not is_plain(target.module):
         raise UserError(
-            f"{target.path} is quantized ({type(module).__name__}), and deltas cannot be merged "
-            "into it without rounding them; load the model in float32 or bfloat16 and merge there."
+            f"{target.path} is quantized ({type(target.module).__name__}), and deltas cannot be "
+            "merged into it without rounding them; load the model in float32 or bfloat16 and merge "
+            "there."
         )

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from integrations.patches import Patches
+from integrations.weights import LINEAR, is_plain, weight_of
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -48,15 +48,12 @@ def use_onednn(patches: Patches, layers: Iterable[nn.Module]) -> None:
     for layer in layers:
         for module in layer.modules():
             # A subclass, or a forward that another library put there, may do more than multiply.
-            if type(module) not in (nn.Linear, Conv1D) or "forward" in vars(module):
+            if type(module) not in LINEAR or "forward" in vars(module) or not is_plain(module):
                 continue
-            weight: Any = module.weight
+            weight = weight_of(module)
             bias: Any = module.bias
-            # torchao's quantized weights say that they are of float32.
-            plain = weight.dtype == torch.float32 and not hasattr(weight, "__tensor_flatten__")
-            if plain and weight.device.type == "cpu":
-                transposed = weight if isinstance(module, nn.Linear) else weight.T
-                patches.replace(module, _product(transposed, bias))
+            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+                patches.replace(module, _product(weight, bias))
 
 
 def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

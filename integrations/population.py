@@ -53,6 +53,7 @@ from integrations.prefix import PrefixCache
 from integrations.prompts import Prompt
 from integrations.spaces import LayerFactors
 from integrations.tuned_layer import SharedBase
+from integrations.weights import is_plain
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ def keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> 
     frozen = output.forward
     weight: Any = getattr(output, "weight", None)
     bias: Any = getattr(output, "bias", None)
-    plain = isinstance(output, nn.Linear) and weight.is_floating_point()
+    plain = isinstance(output, nn.Linear) and is_plain(output)
 
     def forward(x: Tensor) -> Tensor:
         if not plain:  # a quantized head can't be cut by rows

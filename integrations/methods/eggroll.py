@@ -11,10 +11,11 @@ from torch import Tensor
 
 from integrations.candidates import JointCandidates
 from integrations.errors import UserError
-from integrations.merging import require_plain, weight_of
+from integrations.merging import require_plain
 from integrations.methods.trial import Trial
 from integrations.methods.zeroth_order import ZerothOrderLearner, require_positive, require_whole
 from integrations.population import FAST, Speedups
+from integrations.weights import weight_of
 from lora_kernels import Factors
 
 VARIANCE_FLOOR = 1e-5  # the 1e-5 of the authors' convert_fitnesses
@@ -132,7 +133,7 @@ class EGGROLL(ZerothOrderLearner):
         share = self.learning_rate * sqrt(self.popsize) * torch.from_numpy(weights) / self.popsize
         for layer, target in self._targets:
             members = self._members.factors[layer][target.name]
-            weight = weight_of(target)
+            weight = weight_of(target.module)
             weighted = share.to(weight.device, torch.float32)[:, None, None] * members.B
             step = weighted.flatten(0, 1).mT @ members.A.float().flatten(0, 1)
             weight[target.columns] = (weight[target.columns].float() + step).to(weight.dtype)
@@ -140,13 +141,13 @@ class EGGROLL(ZerothOrderLearner):
     @torch.no_grad()
     def state(self) -> list[Tensor]:
         """The tuned matrices, unaffected by later steps."""
-        return [weight_of(target)[target.columns].clone() for _, target in self._targets]
+        return [weight_of(target.module)[target.columns].clone() for _, target in self._targets]
 
     @torch.no_grad()
     def restore(self, state: list[Tensor]) -> None:
         """Put in place what `state` returned; a generation that is under way is given up."""
         for (_, target), matrix in zip(self._targets, state, strict=True):
-            weight_of(target)[target.columns] = matrix
+            weight_of(target.module)[target.columns] = matrix
         self._begin()
 
 

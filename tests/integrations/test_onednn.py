@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from quantized import QUANTIZED
 from tiny import build_model, make_evaluator, random_adapter, random_factors
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -104,13 +105,9 @@ def test_losses_are_those_of_mkl_and_the_model_is_left_as_it_was(family, pays, m
     assert not any("forward" in vars(module) for module in arch.model.modules())
 
 
-def test_weights_quantized_by_another_library_stay_with_it(pays):
-    class Quantized(torch.Tensor):
-        def __tensor_flatten__(self):
-            return [], None
-
-    layer = linear(False)
-    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantized))
+@pytest.mark.parametrize("how", QUANTIZED)
+def test_weights_quantized_by_another_library_stay_with_it(how, pays):
+    layer = QUANTIZED[how](linear(False))
     with Patches() as patches:
         use_onednn(patches, [layer])
         assert "forward" not in vars(layer)
