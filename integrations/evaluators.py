@@ -50,7 +50,7 @@ def make_encoder(
 
 @make_encoder.register
 def _(task: Task, arch: Architecture, tokenizer: Any, max_length: int | None) -> Encoder:
-    most = longest_prompt(arch.model) if max_length is None else max_length
+    most = longest_prompt(arch.model, max_length=max_length)
     return Encoder(task, tokenizer, arch.kind, most)
 
 

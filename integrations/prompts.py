@@ -23,27 +23,38 @@ SENTINEL = "<extra_id_0>"
 CHARACTERS_PER_TOKEN = 32
 
 
-def longest_prompt(model: PreTrainedModel, new_tokens: int = 0) -> int:
-    """Tokens a prompt may have: 512, or fewer if the model has fewer positions.
+def longest_prompt(
+    model: PreTrainedModel, new_tokens: int = 0, max_length: int | None = None
+) -> int:
+    """Tokens a prompt may have: as many as asked for, or 512, or fewer if the model takes fewer.
 
     Args:
         model: The model.
         new_tokens: Tokens that are to follow the prompt.
+        max_length: What is asked for; None for 512, or as many as the model has positions for.
 
     Raises:
-        UserError: If so many tokens leave no position for a prompt.
+        UserError: If the model has not so many positions, or none is left for a prompt.
     """
     config = getattr(model.config, "text_config", model.config)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:  # relative positions only
-        return MAX_LENGTH
+        return MAX_LENGTH if max_length is None else max_length
     free = positions - family_of(model.config.model_type).reserved_positions - new_tokens
     if free < 1:
         raise UserError(
             f"{new_tokens} new tokens leave no room for a prompt in the model's {positions} "
             "positions; lower max_new_tokens."
         )
-    return int(min(MAX_LENGTH, free))
+    if max_length is None:
+        return int(min(MAX_LENGTH, free))
+    if max_length > free:
+        beside = f" beside {new_tokens} new ones" if new_tokens else ""
+        raise UserError(
+            f"max_length must not exceed the {free} tokens that the model has positions for"
+            f"{beside}; got {max_length}."
+        )
+    return max_length
 
 
 @dataclass(frozen=True)

@@ -47,14 +47,8 @@ class TextEncoder(PatternEncoder):
                 f"task {task.name!r} needs a model that writes text, and a {kind} one does not; "
                 "use a causal model or an encoder-decoder."
             )
-        most = longest_prompt(model, new_tokens if kind == "causal" else 0)
-        if max_length is not None and max_length > most and new_tokens and kind == "causal":
-            most_positions = most + new_tokens
-            raise UserError(
-                f"max_length of {max_length} and max_new_tokens of {new_tokens} are more than the "
-                f"{most_positions} tokens that are left for both; lower one of them."
-            )
-        super().__init__(tokenizer, kind, task.pattern, most if max_length is None else max_length)
+        most = longest_prompt(model, new_tokens if kind == "causal" else 0, max_length)
+        super().__init__(tokenizer, kind, task.pattern, most)
         self.task = task
         start: Any = getattr(model.generation_config, "decoder_start_token_id", None)
         if start is None:

@@ -85,7 +85,7 @@ def evaluate(
     frozen, tokenizer = load_model(model, dtype=dtype, device=device)
     arch = describe(frozen, TARGETS)
     deltas = None if adapter is None else load_adapter(arch, adapter)
-    length = longest_prompt(frozen) if max_length is None else max_length
+    length = longest_prompt(frozen, max_length=max_length)
     encoder = Encoder(data_task, tokenizer, arch.kind, length)
     scorer = Scorer(arch, encoder, examples, loss)
     scores = {"zero-shot": score_with_bar(scorer, None, "zero-shot")}
@@ -137,7 +137,7 @@ def bench(
     chosen = demo_task(seed) if task is None else load_task(task, data, shots=shots, seed=seed)
     frozen, tokenizer = load_model(model, dtype=dtype, device=device)
     arch = describe(frozen)
-    length = longest_prompt(frozen) if max_length is None else max_length
+    length = longest_prompt(frozen, max_length=max_length)
     # Every so many, as examples come class by class.
     used = chosen.train[:: max(1, len(chosen.train) // examples)][:examples]
     with Progress(

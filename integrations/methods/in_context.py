@@ -12,7 +12,7 @@ from integrations.errors import UserError
 from integrations.methods.manual import ManualPrompt
 from integrations.methods.shared_prefix import logits_after_shared
 from integrations.methods.trial import Trial
-from integrations.prompts import Encoder
+from integrations.prompts import Encoder, longest_prompt
 from integrations.tasks import Example
 from integrations.tasks.task import MASK
 
@@ -63,23 +63,11 @@ class InContext(ManualPrompt):
                 "in-context learning is for causal and masked models; an encoder-decoder has no "
                 "place for demonstrations in its decoder."
             )
-        self._max_length = self._base.max_length if max_length is None else max_length
-        self._check_positions(trial)
+        self._max_length = longest_prompt(
+            trial.arch.model, max_length=self._base.max_length if max_length is None else max_length
+        )
         self.demonstrations = self._choose(trial, most)
         self._encoder = self._encoder_after(self.demonstrations)
-
-    def _check_positions(self, trial: Trial) -> None:
-        positions = getattr(
-            trial.arch.model.config.get_text_config(), "max_position_embeddings", None
-        )
-        if positions is None:  # relative positions only
-            return
-        free = positions - trial.arch.family.reserved_positions
-        if self._max_length > free:
-            raise UserError(
-                f"max_length must not exceed the {free} tokens that the model has positions for; "
-                f"got {self._max_length}."
-            )
 
     def logits(self, examples: Sequence[Example]) -> np.ndarray:
         """Label logits (N, C) float32 of the frozen model after the demonstrations."""

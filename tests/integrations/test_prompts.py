@@ -277,6 +277,10 @@ def test_a_pattern_that_is_too_long_itself_is_named(word_tokenizer):
 def test_prompts_fit_the_models_positions(family, positions, longest):
     model = build_model(family, max_position_embeddings=positions)
     assert longest_prompt(model) == longest
+    reserved = {"roberta": 2}.get(family, 0)
+    assert longest_prompt(model, max_length=positions - reserved) == positions - reserved
+    with pytest.raises(UserError, match=f"{positions - reserved} tokens.*got {positions + 1}"):
+        longest_prompt(model, max_length=positions + 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
