@@ -35,8 +35,8 @@ class LayerwiseSearch:
         elsewhere: Gives candidates their losses in place of ``evaluator``, by their z alone.
         incumbent: False puts a layer's best candidate so far in place after each visit, as the
             authors' code does, though its loss may be of a time when other layers had other
-            deltas. If it is not of the last generation, what is then in place is evaluated, and
-            counts as a candidate.
+            deltas. If that is an older one than the last generation's (an optimizer that averages
+            noisy losses may change its mind), it is evaluated, and counts as a candidate.
 
     Attributes:
         adapter: The deltas in place.
@@ -146,15 +146,15 @@ class LayerwiseSearch:
         ever = self.optimizers[stop].result
         if not np.isfinite(ever.fun):
             return False
-        changed = not np.array_equal(ever.x, self._in_place(stop))
-        if changed:
-            self._place(stop, ever.x)
+        if np.array_equal(ever.x, self._in_place(stop)):
+            return False
+        self._place(stop, ever.x)
         if np.array_equal(ever.x, z):
             self.loss = best
         elif self.left > 0:
             (loss,) = self._evaluate(stop, ever.x[np.newaxis])
             self.loss = float(loss)
-        return changed
+        return True
 
     def _in_place(self, stop: Stop) -> FloatArray:
         return np.concatenate([self.points[layer] for layer in self._layers(stop)])

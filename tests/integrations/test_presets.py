@@ -53,3 +53,16 @@ def test_best_ever_is_in_place_whatever_it_costs(toy_task, word_tokenizer, optim
     assert all(torch.isfinite(torch.tensor(losses)))
     # The last look is at what was in place after the last visit.
     assert result.history.scores[-1].train_loss == losses[-1]
+
+
+def test_a_visit_that_changes_nothing_costs_its_generation_only(toy_task, word_tokenizer):
+    """The loss of what is in place is known from the visit before."""
+    visits = []
+    run(
+        toy_task, word_tokenizer, optimizer="random", popsize=4, incumbent=False, init_std=3.0,
+        budget=200, dev_every=10**6, layers=[3], callback=lambda p: visits.append(p.visit),
+    )  # fmt: skip
+    assert not all(visit.improved for visit in visits)
+    assert [visit.evaluations for visit in visits] == [*range(4, 201, 4)]
+    losses = [visit.loss for visit in visits]
+    assert losses == [min(visit.best for visit in visits[: i + 1]) for i in range(len(visits))]
