@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from integrations.errors import UserError
-from integrations.history import DevScore
+from integrations.history import DevScore, plain
 from integrations.visit import Visit
 
 
@@ -130,7 +130,7 @@ class JSONLines:
     """Appends one JSON object a generation to a file.
 
     It has the fields of `Visit`, ``seconds``, and with a new look at the development set ``dev``,
-    an object with the fields of `DevScore`.
+    an object with the fields of `DevScore`. A loss that is not finite is null.
 
     Args:
         path: The file; it and its folder are made if they are missing. A run that goes on after
@@ -143,10 +143,8 @@ class JSONLines:
 
     def __call__(self, progress: Progress) -> None:
         """Write one generation."""
-        row: dict[str, Any] = asdict(progress.visit) | {"seconds": progress.seconds}
-        if not math.isfinite(row["best"]):  # JSON has no infinity
-            row["best"] = None
+        row = plain(progress.visit) | {"seconds": progress.seconds}
         if progress.new_dev:
-            row["dev"] = asdict(progress.dev)
+            row["dev"] = plain(progress.dev)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

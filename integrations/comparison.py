@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from integrations.architectures import describe
+from integrations.architectures import Architecture, describe
 from integrations.environment import versions
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder
 from integrations.files import replace_file
-from integrations.history import best_of
+from integrations.history import best_of, plain
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
 from integrations.models import hush, load_model
@@ -34,6 +32,7 @@ from integrations.tasks import Task, load_task
 
 RESULTS = "results.jsonl"
 SETTINGS = "settings.json"
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Comparison:
     label_words: tuple[str, ...] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     test_limit: int | None = None
-    budget: float | None = 6000
+    budget: int | None = 6000
     seconds: float | None = None
     marks: tuple[float, ...] = ()
     max_length: int | None = None
@@ -80,6 +79,8 @@ class Comparison:
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
                 raise UserError(f"{name} must be positive; got {limit!r}.")
+        if self.budget is not None and self.budget != int(self.budget):
+            raise UserError(f"budget must be a whole number; got {self.budget!r}.")
         if any(not 0 < mark < 1 for mark in self.marks) or list(self.marks) != sorted(self.marks):
             raise UserError(f"marks must rise from 0 to 1; got {self.marks!r}.")
 
@@ -130,33 +131,38 @@ class Outcome:
     error: str | None = None
 
 
+def _prepare(comparison: Comparison, seed: int) -> tuple[Architecture, Encoder]:
+    """The model, and what makes prompts of a seed's split for it.
+
+    Raises:
+        UserError: If something that the comparison was given cannot be used.
+    """
+    model, tokenizer = load_model(
+        comparison.model, dtype=comparison.dtype, device=comparison.device
+    )
+    arch = describe(model)
+    task = comparison.split(seed)
+    encoder = make_encoder(task, arch, tokenizer, comparison.max_length)
+    if not isinstance(encoder, Encoder) or not task.test:
+        raise UserError(f"task {task.name!r} needs label words and test examples to be compared.")
+    return arch, encoder
+
+
+def _check(comparison: Comparison, seed: int) -> None:
+    """Raise UserError if something that the comparison was given cannot be used."""
+    _prepare(comparison, seed)
+
+
 def run_trial(comparison: Comparison, method: str, seed: int) -> Outcome:
     """Run one method with one seed, in this process.
 
     Raises:
         UserError: If the method does not suit the model or task.
     """
-    model, tokenizer = load_model(
-        comparison.model, dtype=comparison.dtype, device=comparison.device
-    )
-    return _learn(comparison, method, seed, model, tokenizer)
-
-
-def _learn(
-    comparison: Comparison,
-    method: str,
-    seed: int,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Outcome:
-    arch = describe(model)
-    task = comparison.split(seed)
-    encoder = make_encoder(task, arch, tokenizer, comparison.max_length)
-    if not isinstance(encoder, Encoder) or not task.test:
-        raise UserError(f"task {task.name!r} needs label words and test examples to be compared.")
+    arch, encoder = _prepare(comparison, seed)
     torch.manual_seed(seed)
-    memory = PeakMemory(model)
-    with evaluating(model):
+    memory = PeakMemory(arch.model)
+    with evaluating(arch.model):
         trial = Trial(
             arch,
             encoder,
@@ -174,7 +180,7 @@ def _learn(
             if id(state) not in tested:
                 if tested:
                     learner.restore(state)
-                tested[id(state)] = trial.score(task.test, learner.logits)
+                tested[id(state)] = trial.score(encoder.task.test, learner.logits)
         *marked, last = (tested[id(state)] for state in states)
     return Outcome(
         method=method,
@@ -187,16 +193,8 @@ def _learn(
         seconds=seconds,
         memory=extra,
         parameters=learner.parameters,
-        course=[_plain(asdict(look)) for look in trial.scores],
+        course=[plain(look) for look in trial.scores],
     )
-
-
-def _plain(look: Mapping[str, Any]) -> dict[str, Any]:
-    """Without NaN, which JSON has not."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in look.items()
-    }
 
 
 def compare(
@@ -227,17 +225,21 @@ def compare(
         Outcomes, seed by seed, in the order of `METHODS`.
 
     Raises:
-        UserError: If a name is unknown, the data cannot be loaded, or the folder holds results of
-            another comparison.
+        UserError: If a name is unknown, the data or the model cannot be used, a seed is given
+            twice, or the folder holds results of another comparison.
     """
     names = choose_methods(methods)
     if not names or not seeds:
         raise UserError("nothing to compare: pass at least one method and one seed.")
+    if len({*seeds}) < len(seeds):
+        raise UserError(f"seeds must differ; got {list(seeds)!r}.")
     path = Path(folder)
-    _claim(path, comparison)
-    comparison.split(seeds[0])
-    _drop_half_line(path / RESULTS)
     done = {(outcome.method, outcome.seed): outcome for outcome in read_outcomes(path)}
+    _require_same(path, comparison, done.values())
+    if any((method, seed) not in done for seed in seeds for method in names):
+        _apart(_check, comparison, seeds[0], isolate=isolate)
+    _claim(path, comparison)
+    _drop_half_line(path / RESULTS)
     outcomes = []
     for seed in seeds:
         for method in names:
@@ -263,12 +265,7 @@ def read_outcomes(folder: str | Path) -> list[Outcome]:
 
 def _attempt(comparison: Comparison, method: str, seed: int, isolate: bool) -> Outcome:
     try:
-        if not isolate:
-            return run_trial(comparison, method, seed)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            return pool.submit(_quietly, comparison, method, seed).result()
-    except BrokenProcessPool:
-        error = "its process died, perhaps for lack of memory"
+        return _apart(run_trial, comparison, method, seed, isolate=isolate)
     except Exception as raised:  # one method's failure must not cost the others
         lines = str(raised).strip().splitlines() or [""]
         error = (
@@ -277,25 +274,52 @@ def _attempt(comparison: Comparison, method: str, seed: int, isolate: bool) -> O
     return Outcome(method, seed, error=error)
 
 
-def _quietly(comparison: Comparison, method: str, seed: int) -> Outcome:
-    """A trial in a process of its own, which shows nothing of libraries' own progress."""
+def _apart(function: Callable[..., Found], *arguments: Any, isolate: bool) -> Found:
+    """Call a function, in a process of its own that ends with it if ``isolate``.
+
+    Raises:
+        UserError: If the process dies.
+    """
+    if not isolate:
+        return function(*arguments)
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_quietly, function, *arguments).result()
+    except BrokenProcessPool:
+        raise UserError("its process died, perhaps for lack of memory") from None
+
+
+def _quietly(function: Callable[..., Found], *arguments: Any) -> Found:
+    """What a process of its own does, without a sign of libraries' own progress."""
     hush()
     warnings.simplefilter("ignore")
-    return run_trial(comparison, method, seed)
+    return function(*arguments)
+
+
+def _settings(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(comparison)))
+    return found
+
+
+def _require_same(folder: Path, comparison: Comparison, there: Iterable[Outcome]) -> None:
+    """Refuse a folder with results of another comparison; failures are none."""
+    path, settings = folder / SETTINGS, _settings(comparison)
+    if not path.exists() or all(outcome.error is not None for outcome in there):
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))["comparison"]
+    for name, value in settings.items():
+        if value != before.get(name):
+            raise UserError(
+                f"{folder} holds results with {name} {before.get(name)!r}, not {value!r}; pass "
+                "another folder, or remove that one."
+            )
 
 
 def _claim(folder: Path, comparison: Comparison) -> None:
-    """Note the comparison in its folder; refuse a folder of another."""
-    settings = json.loads(json.dumps(asdict(comparison)))
-    path = folder / SETTINGS
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["comparison"]
-        if differing := [name for name in settings if settings[name] != before.get(name)]:
-            name = differing[0]
-            raise UserError(
-                f"{folder} holds results with {name} {before.get(name)!r}, not "
-                f"{settings[name]!r}; pass another folder, or remove that one."
-            )
+    """Note the comparison in its folder."""
+    path, settings = folder / SETTINGS, _settings(comparison)
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["comparison"] == settings:
         return
     folder.mkdir(parents=True, exist_ok=True)
     about = {

@@ -20,7 +20,7 @@ class DevScore:
             set, passes over it.
         seconds: Wall time since the run began, interruptions not counted.
         train_loss: Training loss.
-        loss: Development loss.
+        loss: Development loss; NaN if it is not finite.
         score: The task's metric on the development set.
         best: Whether these deltas are better than all before: a higher score, or the same score
             and a lower loss.
@@ -74,12 +74,8 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """The history as lists of plain dictionaries, for JSON."""
         return {
-            # JSON has no infinity.
-            "visits": [
-                asdict(visit) | {"best": visit.best if math.isfinite(visit.best) else None}
-                for visit in self.visits
-            ],
-            "scores": [asdict(score) for score in self.scores],
+            "visits": [plain(visit) for visit in self.visits],
+            "scores": [plain(score) for score in self.scores],
         }
 
     @classmethod
@@ -90,5 +86,16 @@ class History:
                 Visit(**visit | {"best": math.inf if visit["best"] is None else visit["best"]})
                 for visit in state["visits"]
             ],
-            scores=[DevScore(**score) for score in state["scores"]],
+            scores=[
+                DevScore(**{k: math.nan if value is None else value for k, value in score.items()})
+                for score in state["scores"]
+            ],
         )
+
+
+def plain(record: Visit | DevScore) -> dict[str, Any]:
+    """A record as a dictionary for JSON, which has neither NaN nor infinity: None stands there."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(record).items()
+    }

@@ -38,7 +38,7 @@ from integrations.comparison_plots import plot_comparison
 from integrations.comparison_summary import comparison_table, summarize
 from integrations.errors import UserError
 from integrations.methods.registry import METHODS, choose_methods
-from integrations.report import console, duration, print_json
+from integrations.report import console, duration, print_json, show_plot
 
 PLOT_FILE = "comparison.png"
 Number = TypeVar("Number", int, float)
@@ -129,10 +129,12 @@ def compare(
     write_config(ctx, folder)
     rows = summarize(outcomes)
     console.print(comparison_table(rows, metric))
-    plot_comparison(outcomes, folder / PLOT_FILE, metric=metric)
-    console.print(f"results  {folder}\nplot     {folder / PLOT_FILE}", soft_wrap=True, markup=False)
+    console.print(f"results  {folder}", soft_wrap=True, markup=False)
+    show_plot(lambda path: plot_comparison(outcomes, path, metric=metric), folder / PLOT_FILE)
     if as_json:
         print_json({"folder": str(folder), "metric": metric, "methods": [asdict(r) for r in rows]})
+    if all(outcome.error is not None for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 class _Watch:

@@ -187,12 +187,14 @@ class SoftPromptLearner:
         )
 
     def _generation(self, layer: int, space: Subspace) -> tuple[Tensor, np.ndarray]:
-        """One generation of a layer's search.
+        """One generation of a layer's search, or as much of it as the budget has left.
 
         Returns:
             What its candidates add (P, n, h), and their losses (P,), infinite where they are none.
         """
         batch = space.optimizer.ask()
+        if self.trial.budget is not None:
+            batch = batch[: max(1, int(self.trial.budget - self.evaluations))]
         offsets = space.offsets(batch.x, self.arch)
         candidates = PromptCandidates(layer, offsets, words=self.adapter.words)
         losses = self.evaluator.losses(candidates, self.adapter)

@@ -7,11 +7,12 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from integrations import UserError
-from integrations.comparison import RESULTS, Comparison, compare, read_outcomes, run_trial
+from integrations.comparison import RESULTS, SETTINGS, Comparison, compare, read_outcomes, run_trial
 from integrations.comparison_plots import plot_comparison
 from integrations.comparison_summary import summarize
 from integrations.methods.registry import METHODS, choose_methods
@@ -40,6 +41,7 @@ def test_names_and_groups_of_methods():
     [
         ({"budget": None}, "limit"),
         ({"budget": 0}, "budget"),
+        ({"budget": 6.5}, "budget must be a whole number"),
         ({"seconds": -1.0}, "seconds"),
         ({"marks": (0.5, 0.2)}, "marks"),
     ],
@@ -90,6 +92,42 @@ def test_results_of_another_comparison_are_not_mixed(comparison, saved_model, da
     other = Comparison(str(saved_model), "sst2", str(data), shots=4, budget=7)
     with pytest.raises(UserError, match="budget 6, not 7"):
         compare(other, ["f-lora"], [0], tmp_path, isolate=False)
+
+
+def test_what_cannot_work_is_told_before_a_folder_is_claimed(
+    comparison, saved_model, data, tmp_path
+):
+    for changes, words in (
+        ({"model": "no/such"}, "no/such"),
+        ({"dtype": "int3"}, "int3"),
+        ({"label_words": ("bad", "bad")}, "begin with the same token"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare(replace(comparison, **changes), ["f-lora"], [0], tmp_path, isolate=False)
+    with pytest.raises(UserError, match="seeds must differ"):
+        compare(comparison, ["f-lora"], [0, 0], tmp_path, isolate=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_failures_alone_do_not_hold_a_folder(comparison, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("integrations.comparison.fit", fail)
+    assert compare(comparison, ["f-lora"], [0], tmp_path, isolate=False)[0].error is not None
+    monkeypatch.undo()
+    other = replace(comparison, budget=7)
+    assert compare(other, ["f-lora"], [0], tmp_path, isolate=False)[0].error is None
+    assert json.loads((tmp_path / SETTINGS).read_text())["comparison"]["budget"] == 7
+
+
+@pytest.mark.slow
+def test_a_comparison_in_which_all_failed_fails(dfo_lora, saved_model, data, tmp_path):
+    arguments = ["compare", "--model", saved_model, "--task", "sst2", "--data", data]
+    arguments += ["--shots", 4, "--budget", 6, "--methods", "in-context", "--seeds", "0"]
+    status, out, _ = dfo_lora(*arguments, "--max-length", 1, "--out", tmp_path)
+    assert status == 1
+    assert "failed:" in out
 
 
 def test_a_method_that_fails_does_not_stop_the_others(comparison, tmp_path, monkeypatch):

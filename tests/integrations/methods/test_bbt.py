@@ -87,6 +87,13 @@ def test_fit_restores_what_did_best_on_the_development_set(trial):
     assert (score.score, score.loss) == (best.score, pytest.approx(best.loss, abs=1e-6))
 
 
+def test_the_last_generation_is_cut_where_the_budget_ends(trial):
+    trial.budget = 10
+    learner = BBT(trial, **SETTINGS)
+    fit(trial, learner)
+    assert learner.evaluations == 10
+
+
 def test_state_is_unaffected_by_later_steps(trial):
     learner = BBT(trial, **SETTINGS)
     learner.step()
