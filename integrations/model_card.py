@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from integrations.architectures import Kind
+from integrations.files import replace_file
 from integrations.history import DevScore, History
 from integrations.scoring import Score
 from integrations.smollm2 import HUB_NAME
@@ -20,6 +22,36 @@ CARD = "README.md"
 PAPER = "2403.01754"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _AUTO = {"causal": "CausalLM", "masked": "MaskedLM", "seq2seq": "Seq2SeqLM"}
+
+
+class CardWarning(UserWarning):
+    """A file of somebody else's stands where a model card would go, and stays."""
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write a model card; what stands in its place stays if it is none of ours.
+
+    Args:
+        folder: Where to; it exists.
+        card: What `model_card` returned.
+    """
+    path = folder / CARD
+    if path.exists() and not _is_ours(path.read_text(encoding="utf-8", errors="replace")):
+        warnings.warn(
+            f"{path} is no model card of dfo-lora and stays as it is; the adapter's own was not "
+            "written. Save to another folder to get it.",
+            CardWarning,
+            stacklevel=3,
+        )
+        return
+    with replace_file(path) as beside:
+        beside.write_text(card, encoding="utf-8")
+
+
+def _is_ours(text: str) -> bool:
+    """Whether a README.md has the header that our cards begin with."""
+    header = text.split("---\n")[1] if text.startswith("---\n") else ""
+    return "library_name: peft\n" in header and "- dfo-lora\n" in header
 
 
 def model_card(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from integrations.adapter import Adapter
 from integrations.callbacks import Progress
+from integrations.errors import UserError
 from integrations.files import replace_file
 from integrations.peft_format import CONFIG
 from integrations.result import TuneResult
@@ -122,7 +124,6 @@ def finish(result: TuneResult, folder: Path, command: str) -> None:
     """
     test = result.tested
     result.save(folder, command=command)
-    result.plot(folder / PLOT_FILE, {name: score.score for name, score in test.items()})
     scores = {name: asdict(score) for name, score in test.items()}
     with replace_file(folder / SCORES_FILE) as beside:
         beside.write_text(json.dumps(scores, indent=2) + "\n")
@@ -143,9 +144,24 @@ def finish(result: TuneResult, folder: Path, command: str) -> None:
     )
     if history.invalid:
         console.print(f"{history.invalid} candidates had a loss that was not finite.")
-    console.print(
-        f"adapter  {folder / CONFIG}\nplot     {folder / PLOT_FILE}", soft_wrap=True, markup=False
-    )
+    console.print(f"adapter  {folder / CONFIG}", soft_wrap=True, markup=False)
+    levels = {name: score.score for name, score in test.items()}
+    show_plot(lambda path: result.plot(path, levels), folder / PLOT_FILE)
+
+
+def show_plot(draw: Callable[[Path], None], path: Path) -> None:
+    """Draw a plot at the end of long work and say where it is, or why there is none.
+
+    Args:
+        draw: Draws it into a file.
+        path: The file.
+    """
+    try:
+        draw(path)
+    except UserError as error:
+        console.print(f"no plot: {error}", soft_wrap=True, markup=False)
+    else:
+        console.print(f"plot     {path}", soft_wrap=True, markup=False)
 
 
 def summary(result: TuneResult, folder: Path) -> dict[str, Any]:

@@ -12,11 +12,10 @@ from huggingface_hub import HfApi
 
 from integrations.adapter import Adapter
 from integrations.errors import UserError
-from integrations.files import replace_file
 from integrations.generation import GenerationEvaluator
 from integrations.history import History
 from integrations.metrics import Loss
-from integrations.model_card import CARD, base_model, model_card
+from integrations.model_card import base_model, model_card, write_card
 from integrations.patches import evaluating
 from integrations.peft_format import save_adapter
 from integrations.plots import plot_history
@@ -110,7 +109,8 @@ class TuneResult:
         the test scores if the test set was scored before.
 
         Args:
-            folder: Where to; made if it is missing. Files of an earlier run are replaced.
+            folder: Where to; made if it is missing. Files of an earlier run are replaced, but a
+                README.md of somebody else's stays, with a `CardWarning`.
             command: The command line that made it, for the model card; None shows the settings.
 
         Returns:
@@ -125,8 +125,7 @@ class TuneResult:
         card = model_card(
             self.settings, task, self.adapter.arch.kind, self.history, self.tested, command
         )
-        with replace_file(folder / CARD) as beside:
-            beside.write_text(card, encoding="utf-8")
+        write_card(folder, card)
         return folder
 
     def push_to_hub(

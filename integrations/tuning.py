@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import time
 import warnings
@@ -175,6 +176,9 @@ def tune(
     budget = _whole("budget", budget, 1)
     if seconds is not None and not seconds > 0:
         raise UserError(f"seconds must be positive; got {seconds!r}.")
+    seconds, init_std = _real(seconds), _real(init_std)
+    popsize = None if popsize is None else _whole("popsize", popsize, 1)
+    max_length = None if max_length is None else _whole("max_length", max_length, 1)
     dev_every = _whole("dev_every", dev_every, 1)
     patience = None if patience is None else _whole("patience", patience, 1)
     rank, dim, seed = _whole("rank", rank, 1), _whole("dim", dim, 1), _whole("seed", seed, 0)
@@ -238,17 +242,16 @@ def tune(
         elsewhere = None if fleet is None else fleet.evaluate
         search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget, elsewhere, incumbent)
         if not np.isfinite(search.loss):
-            raise UserError(
-                f"the frozen model's training loss is {search.loss}; load it in a type that does "
-                "not overflow, such as bfloat16 or float32."
-            )
+            raise _overflows("training", search.loss)
         selection = _Selection(search, Scorer(arch, encoder, task.dev, loss), started)
         if state is not None:
             selection.restore(state)
         else:
+            selection.look()
+            if not np.isfinite(loss_then := selection.history.scores[0].loss):
+                raise _overflows("development", loss_then)
             if saved is not None:
                 saved.start()
-            selection.look()
         stopped = selection.stopped or _run(
             search, selection, dev_every, patience, seconds or math.inf, listener, saved
         )
@@ -327,7 +330,7 @@ class _Selection:
                 evaluations=self.search.evaluations,
                 seconds=self.seconds,
                 train_loss=self.search.loss,
-                loss=now.loss,
+                loss=now.loss if math.isfinite(now.loss) else math.nan,
                 score=now.score,
                 best=better,
             )
@@ -381,6 +384,13 @@ def _run(
     return ended_by
 
 
+def _overflows(what: str, loss: float) -> UserError:
+    return UserError(
+        f"the frozen model's {what} loss is {loss}; load it in a type that does not overflow, such "
+        "as bfloat16 or float32."
+    )
+
+
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(model.name_or_path)
@@ -398,6 +408,11 @@ def _check_task(task: Task | GenerationTask | ContinuationTask) -> None:
                 f"task {task.name!r} has no {split} examples; give it some with with_splits(), or "
                 "use load_task()."
             )
+
+
+def _real(value: Any) -> Any:
+    """A real number as Python's own, numpy's included; anything else as it is."""
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _whole(name: str, value: Any, least: int) -> int:

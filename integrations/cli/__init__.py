@@ -16,6 +16,7 @@ from integrations.cli.evaluation import bench, evaluate
 from integrations.cli.tools import export, info, plot
 from integrations.cli.tuning import demo, tune
 from integrations.errors import UserError
+from integrations.model_card import CardWarning
 from integrations.models import hush
 from integrations.replica import WorkerError
 from integrations.report import console
@@ -74,7 +75,7 @@ def _show_warning(
     **options: Any,
 ) -> None:
     """Show ours as plain lines, the others as Python does."""
-    if issubclass(category, (CheckpointWarning, WorkerWarning)):
+    if issubclass(category, (CardWarning, CheckpointWarning, WorkerWarning)):
         console.print(f"note: {message}", markup=False, soft_wrap=True)
     else:
         show(message, category, *where, **options)

@@ -63,7 +63,9 @@ def write_config(ctx: typer.Context, folder: Path) -> None:
     options = {name: value for name, value in options.items() if value is not None}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG_FILE
-    head = f"# dfo-lora {ctx.info_name} --config {CONFIG_FILE} --out ... repeats this run.\n"
+    takes_file = any(param.name == "config" for param in ctx.command.params)
+    again = f"dfo-lora {ctx.info_name} --config {CONFIG_FILE}" if takes_file else command_line(ctx)
+    head = f"# {again} --out ... repeats this run.\n"
     with replace_file(path) as beside:
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         beside.write_text(head + text, encoding="utf-8")
@@ -75,6 +77,9 @@ def command_line(ctx: typer.Context) -> str:
     for param in _of_the_run(ctx).values():
         value = _plain(ctx.params[param.name])
         if value is None or value == param.default:
+            continue
+        if isinstance(value, bool):
+            parts += param.opts[:1] if value else param.secondary_opts[:1]
             continue
         for item in value if isinstance(value, list) else [value]:
             parts += [param.opts[0], str(item)]
@@ -108,16 +113,25 @@ def _of_the_run(ctx: typer.Context) -> dict[str, Any]:
 
 def _text(path: Path, name: str, value: Any, param: Any) -> Any:
     """A value as it would stand on the command line, so that it is checked like one there."""
+
+    def word(item: Any) -> str:
+        if isinstance(item, bool):
+            raise UserError(
+                f"{path}: {name} has {str(item).lower()}, as which YAML reads yes, no, on and off "
+                "too; put such a word in quotes."
+            )
+        return str(item)
+
     if isinstance(value, dict) and param.multiple:  # column: {text: sentence}
-        return [f"{key}={item}" for key, item in value.items()]
+        return [f"{word(key)}={word(item)}" for key, item in value.items()]
     if isinstance(value, list | tuple):
-        texts = [str(item) for item in value]
+        texts = [word(item) for item in value]
         return texts if param.multiple else ",".join(texts)
     if isinstance(value, dict):
         raise UserError(f"{path}: {name} takes one value; got {value!r}.")
     if param.is_flag:
         return value
-    text = "none" if value is None else str(value)
+    text = "none" if value is None else word(value)
     return [text] if param.multiple else text
 
 

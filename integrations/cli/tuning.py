@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from integrations.callbacks import Callback, Progress, TensorBoard
 from integrations.checkpoint import holds_run
-from integrations.cli.config import command_line, write_config
+from integrations.cli.config import CONFIG_FILE, command_line, write_config
 from integrations.cli.options import (
     DELTAS,
     OUTPUT,
@@ -44,6 +45,7 @@ from integrations.optimizers import FREEZE_A, can_save
 from integrations.peft_format import CONFIG
 from integrations.presets import PRESETS
 from integrations.report import Watch, console, finish, print_json, score_test, summary
+from integrations.run_file import RUN_FILE, RunRecord
 from integrations.schedule import SCHEDULES
 from integrations.smollm2 import NAME as SMOLLM2
 from integrations.spaces import INIT_STD
@@ -265,8 +267,8 @@ def demo(
     ] = Path("runs/demo"),
 ) -> None:
     """Tune SmolLM2-135M with LoTFWA on a small sentiment task that comes along."""
-    require_folder(out)
     task = demo_task(seed)
+    _require_demo(out, task.name)
     console.print(
         f"SmolLM2-135M-Instruct, {task.name}: {len(task.train)} training, {len(task.dev)} "
         f"development and {len(task.test)} test sentences; LoTFWA, {budget} evaluations"
@@ -300,13 +302,10 @@ def _run(
             callback=[keep_options, watch, *(callbacks or ())],
             **settings,
         )
-    if not watch.generations:
-        console.print("This run had ended already; --overwrite starts anew. What it gave:")
-    elif settings.get("checkpoint"):
-        if watch.interrupted:
-            console.print("The same command goes on from here.")
-        elif result.stopped == "seconds":
-            console.print("The same command with more --seconds goes on from here.")
+    # Scoring may take long: what was found is on disk before.
+    result.save(folder, command=command_line(ctx))
+    if note := _how_to_go_on(watch, result.stopped, settings):
+        console.print(note)
     if task.test:
         score_test(result)
     finish(result, folder, command_line(ctx))
@@ -314,11 +313,42 @@ def _run(
         print_json(summary(result, folder))
 
 
+def _how_to_go_on(watch: Watch, stopped: str, settings: Mapping[str, Any]) -> str | None:
+    """What to do next with a run that can go on, or that had ended before."""
+    without = "" if settings.get("resume") else ", without --overwrite,"
+    same = f"The same command{without}"
+    if not watch.generations:
+        if stopped == "seconds":
+            return "This run's --seconds were up already; with more it goes on. What it gave:"
+        return "This run had ended already; --overwrite starts anew. What it gave:"
+    if settings.get("checkpoint") and watch.interrupted:
+        return f"{same} goes on from here."
+    if settings.get("checkpoint") and stopped == "seconds":
+        return f"{same} with more --seconds goes on from here."
+    return None
+
+
 def _require_free(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder with an adapter, unless it is of a run that can go on."""
+    """Refuse a folder with an adapter or options, unless it is of a run that can go on."""
     require_folder(folder)
-    if (folder / CONFIG).exists() and not overwrite and not holds_run(folder / CHECKPOINT):
+    if overwrite or holds_run(folder / CHECKPOINT):
+        return
+    if (folder / CONFIG).exists():
         raise _taken(folder)
+    if (folder / CONFIG_FILE).exists() and not (folder / CHECKPOINT).is_dir():
+        raise UserError(
+            f"{folder / CONFIG_FILE} is there already, and the run's options would replace it; "
+            "pass another --out, or --overwrite to replace it."
+        )
+
+
+def _require_demo(folder: Path, name: str) -> None:
+    """Refuse a folder with another run than the demo's."""
+    require_folder(folder)
+    if not any((folder / file).exists() for file in (CONFIG, CONFIG_FILE, CHECKPOINT)):
+        return
+    if not (folder / RUN_FILE).exists() or RunRecord.read(folder).settings.get("task") != name:
+        raise UserError(f"{folder} holds something else than a demo; pass another --out.")
 
 
 def _checkpoint(

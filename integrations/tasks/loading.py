@@ -57,9 +57,11 @@ def load_task(
         The task with ``train`` and ``dev`` of ``shots`` examples a class, and ``test``.
 
     Raises:
-        UserError: If the name is unknown, a file or column is missing or empty, or a class has
-            too few examples.
+        UserError: If the name is unknown, a file or column is missing or empty, a class has too few
+            examples, or the limit is not positive.
     """
+    if test_limit is not None and not test_limit > 0:
+        raise UserError(f"test_limit must be at least 1; got {test_limit!r}.")
     recipe = _find(task, data)
     task = recipe.task
     columns = columns or {}

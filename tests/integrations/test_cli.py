@@ -12,7 +12,7 @@ from tiny import build_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dfo_core import LoTFWA
-from integrations import PopulationEvaluator
+from integrations import PopulationEvaluator, UserError
 from integrations.demo import demo_task
 from integrations.replica import WorkerError
 from integrations.report import duration
@@ -84,6 +84,58 @@ def test_a_run_ended_by_ctrl_c_goes_on_with_the_same_command(
     for name in ("adapter_model.safetensors", "adapter_config.json", "scores.json"):
         alone, run = (tmp_path / folder / name for folder in ("alone", "run"))
         assert alone.read_bytes() == run.read_bytes()
+
+
+def test_what_was_found_is_on_disk_before_the_test_set_is_scored(
+    dfo_lora, tune_arguments, tmp_path, monkeypatch
+):
+    def fail(result):
+        raise UserError("a text is too long")
+
+    monkeypatch.setattr("integrations.cli.tuning.score_test", fail)
+    assert dfo_lora(*tune_arguments(out=tmp_path))[::2] == (2, "error: a text is too long\n")
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "dfo_lora.json").read_text())["stopped"] == "budget"
+
+
+def test_without_matplotlib_all_but_the_plot_is_there(
+    dfo_lora, tune_arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path), "--json")
+    assert status == 0
+    assert "no plot: plots need matplotlib; pip install 'dfo-lora[demo]'." in err
+    assert set(json.loads(out)["test"]) == {"zero-shot", "tuned"}
+    assert (tmp_path / "scores.json").is_file()
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_after_overwrite_the_run_goes_on_without_it(dfo_lora, tune_arguments, tmp_path):
+    arguments = tune_arguments(out=tmp_path, budget=600)
+    status, out, _ = dfo_lora(*arguments, "--overwrite", "--seconds", 0.2)
+    assert status == 0
+    assert "The same command, without --overwrite, with more --seconds goes on from here." in out
+    status, out, _ = dfo_lora(*arguments, "--seconds", 0.2)
+    assert status == 0
+    assert "This run's --seconds were up already; with more it goes on." in out
+
+
+def test_files_of_somebody_elses_are_not_replaced(dfo_lora, tune_arguments, tmp_path):
+    (tmp_path / "README.md").write_text("# My project, which uses dfo-lora\n")
+    status, out, err = dfo_lora(*tune_arguments(out=tmp_path, budget=5))
+    assert (status, err) == (0, "")
+    assert "is no model card of dfo-lora and stays as it is" in out
+    assert (tmp_path / "README.md").read_text().startswith("# My project")
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.yaml").write_text("# mine\nbudget: 5\n")
+    status, _, err = dfo_lora(*tune_arguments(out=own))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "config.yaml is there already" in err
+    assert (own / "config.yaml").read_text() == "# mine\nbudget: 5\n"
+    status, _, err = dfo_lora("demo", "--out", tmp_path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "something else than a demo" in err
 
 
 def test_a_finished_run_is_shown_again(dfo_lora, tune_arguments, tmp_path, monkeypatch):
@@ -224,6 +276,8 @@ BAD = {
     "init": ({"init": "xavier"}, "init"),
     "init_std": ({"init_std": -1}, "init_std must be"),
     "popsize": ({"popsize": 1}, "popsize"),
+    "test_limit": ({"test_limit": 0}, "test_limit must be at least 1; got 0"),
+    "max_length": ({"max_length": 65}, "must not exceed the 64 tokens"),
     "column": ({"column": "text"}, "FIELD=COLUMN"),
     "dtype": ({"dtype": "int3"}, "float32"),
     "model": ({"model": "no/such"}, "'no/such'"),
@@ -274,6 +328,9 @@ def test_the_demo_runs_from_start_to_end(dfo_lora, monkeypatch, word_tokenizer, 
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert (tmp_path / "curve.png").is_file()
     assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, before)
+    head = (tmp_path / "config.yaml").read_text().splitlines()[0]
+    assert head == "# dfo-lora demo --budget 10 --out ... repeats this run."
+    assert dfo_lora("demo", "--budget", 5, "--out", tmp_path)[0] == 0  # its own it replaces
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,13 @@ def test_the_saved_options_repeat_a_run(dfo_lora, tune_arguments, tmp_path, monk
     assert "--rank" not in command  # as by default
 
 
+def test_a_card_tells_switches_as_they_were_given(dfo_lora, tune_arguments, tmp_path):
+    assert dfo_lora(*tune_arguments(out=tmp_path), "--search-a", "--best-ever")[0] == 0
+    (line,) = [x for x in (tmp_path / "README.md").read_text().splitlines() if "dfo-lora t" in x]
+    assert {"--search-a", "--best-ever"} <= {*line.split()}
+    assert "False" not in line
+
+
 def test_explicit_options_come_before_the_file(dfo_lora, config, tmp_path):
     path = config(budget=500, seed=3)
     status, out, _ = dfo_lora(
@@ -87,6 +94,8 @@ BAD = {
     "flag": ({"overwrite": "perhaps"}, "'--overwrite'"),
     "empty": ({"text": ""}, "got nothing"),
     "list": ({"text": "- 1"}, "got list"),
+    "yes in a list": ({"label_words": [True, "No"]}, "put such a word in quotes"),
+    "no as a word": ({"task": False}, "put such a word in quotes"),
     "no yaml": ({"text": "a: [1"}, "cannot be read as YAML"),
 }
 

@@ -448,6 +448,20 @@ def test_a_model_whose_losses_overflow_is_refused(run):
         run(model)
 
 
+def test_a_model_that_overflows_on_development_texts_is_refused(
+    run, toy_task, word_tokenizer, tmp_path
+):
+    model = build_model("llama", **SMALL)
+    token = word_tokenizer("causal").convert_tokens_to_ids("w7")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+    odd = [replace(e, fields={"text": f"w7 {e.fields['text']}"}) for e in toy_task.dev]
+    task = toy_task.with_splits(toy_task.train, odd, ())
+    with pytest.raises(UserError, match="development loss is nan; load it in a type that"):
+        run(model, task=task, checkpoint=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_texts_longer_than_the_model_can_take_are_cut(run, toy_task):
     def longer(examples):
         return [replace(e, fields={"text": e.fields["text"] + " very" * 200}) for e in examples]
@@ -477,10 +491,15 @@ def test_a_number_that_does_not_fit_is_named_with_its_value(run, setting, value)
         run(**{setting: value})
 
 
-def test_numpy_integers_are_numbers_too(run, tmp_path):
-    result = run(budget=np.int64(10), seed=np.int64(1), rank=np.int32(2))
+def test_numpy_s_numbers_are_numbers_too(run, tmp_path):
+    result = run(
+        budget=np.int64(10), seed=np.int64(1), rank=np.int32(2), popsize=np.int64(5),
+        max_length=np.int16(40), init_std=np.float64(0.5), seconds=np.float32(60),
+    )  # fmt: skip
     result.save(tmp_path)
-    assert json.loads((tmp_path / "dfo_lora.json").read_text())["settings"]["rank"] == 2
+    settings = json.loads((tmp_path / "dfo_lora.json").read_text())["settings"]
+    assert [settings[name] for name in ("rank", "popsize", "max_length")] == [2, 5, 40]
+    assert (settings["init_std"], settings["seconds"]) == (0.5, 60)
 
 
 def test_a_class_of_the_users_own_is_an_optimizer(run):
