@@ -383,10 +383,8 @@ def describe(model: PreTrainedModel, targets: tuple[str, ...] = ("q", "v")) -> A
 
 
 def _tail(family: Family, last: nn.Module) -> tuple[tuple[nn.Module, nn.Module], ...]:
-    o = family.targets["o"]
-    parts = [] if isinstance(o, Fused) else [(o, o)]
-    if family.mlp is not None:
-        parts.append(family.mlp)
+    o: Any = family.targets["o"]
+    parts = [(o, o), *([] if family.mlp is None else [family.mlp])]
     return tuple((last.get_submodule(first), last.get_submodule(end)) for first, end in parts)
 
 

@@ -69,6 +69,12 @@ class PromptBatch:
         return self.ids.shape[0]
 
     @property
+    def tokens(self) -> int:
+        """Tokens, padding among them, of encoder or decoder, whichever has more."""
+        decoder = 0 if self.decoder_ids is None else self.decoder_ids.numel()
+        return max(self.ids.numel(), decoder)
+
+    @property
     def decoder_real(self) -> Tensor:
         """(R, S) whether a token of the decoder's input counts: it ends where it answers."""
         assert self.decoder_ids is not None
@@ -196,6 +202,7 @@ def make_batches(
     layout: Layout = "grouped",
     first_position: int = 0,
     max_tokens: int | None = None,
+    new_tokens: int = 0,
     overhead: int = CPU_OVERHEAD_TOKENS,
 ) -> list[PromptBatch]:
     """Batch prompts for a model.
@@ -207,8 +214,9 @@ def make_batches(
         device: Where the tensors go.
         layout: How prompts share a batch; packing is for models that `can_pack`.
         first_position: What the model calls the place of a prompt's first token.
-        max_tokens: Most tokens in a batch, padding among them; a longer single prompt is a batch
-            of its own. None for `MOST_TOKENS`.
+        max_tokens: Most tokens in a batch, padding among them, of encoder and decoder each; a
+            longer single prompt is a batch of its own. None for `MOST_TOKENS`.
+        new_tokens: Tokens that will follow each prompt, and count like its own.
         overhead: What one more batch costs, in tokens; see `overhead_tokens`.
 
     Raises:
@@ -216,7 +224,7 @@ def make_batches(
             are for an encoder-decoder.
     """
     _check_soft(prompts, kind)
-    lengths = [len(prompt.ids) for prompt in prompts]
+    lengths = [prompt.length + new_tokens for prompt in prompts]
     most = MOST_TOKENS[layout] if max_tokens is None else max_tokens
     if layout == "packed":
         groups = _packs(lengths, most)

@@ -43,8 +43,8 @@ class GenerationEvaluator:
         encoder: Makes prompts of the examples.
         examples: What is answered and scored; at least one.
         speedups: ``no_padding`` off pads all prompts to the longest, and ``blocks`` says how many
-            candidates generate at once, None for as many as fit; ``onednn`` is for products, and
-            the others have no effect.
+            candidates generate at once, None for as many as fit, and fewer if the memory limit says
+            so; ``onednn`` is for products, and the others have no effect.
         memory_limit: Most bytes beyond the model's weights; None for as much as is fastest.
 
     Attributes:
@@ -75,7 +75,7 @@ class GenerationEvaluator:
         new_tokens = encoder.task.max_new_tokens
         pass_tokens = PASS_TOKENS
         if memory_limit is not None:
-            token_bytes = bytes_per_token(arch, prompts[0], all_logits=False) + _cached_bytes(arch)
+            token_bytes = bytes_per_token(arch, prompts, all_logits=False) + _cached_bytes(arch)
             pass_tokens = min(pass_tokens, memory_limit // token_bytes)
             if pass_tokens < longest + new_tokens:
                 least = (longest + new_tokens) * token_bytes
@@ -90,14 +90,17 @@ class GenerationEvaluator:
             arch.kind,
             arch.model.device,
             layout="grouped" if speedups.no_padding else "padded",
-            # A prompt of the longest ones' length takes so many of the tokens in all.
-            max_tokens=max(1, pass_tokens * longest // (longest + new_tokens)),
+            max_tokens=pass_tokens,
+            new_tokens=new_tokens,
             overhead=overhead_tokens(arch.model.device, arch.layers[0]),
         )
         fitting = pass_tokens // max(
             batch.ids.numel() + batch.rows * new_tokens for batch in self.batches
         )
-        self.block_size: int | None = speedups.blocks or max(1, fitting)
+        most = max(1, fitting)
+        if speedups.blocks is not None and memory_limit is None:
+            most = speedups.blocks
+        self.block_size: int | None = min(most, speedups.blocks or most)
 
     @property
     def pass_size(self) -> int:

@@ -52,24 +52,28 @@ def plan_memory(
     share = int(PREFIX_SHARE * weights)
     if limit is None:
         return MemoryPlan(share, sys.maxsize)
-    tokens = sum(len(prompt.ids) for prompt in prompts)
+    tokens = sum(prompt.length for prompt in prompts)
     in_use = tokens * arch.hidden_size * arch.model.dtype.itemsize
     prefix = max(in_use, min(share, limit // 2))
-    token_bytes = bytes_per_token(arch, prompts[0], all_logits=all_logits)
-    longest = max(len(prompt.ids) for prompt in prompts)
-    pass_tokens = (limit - prefix) // token_bytes
+    # The tuned layer's input and its frozen projections are kept for a generation.
+    modules = {target.module: target for target in arch.targets[0].values()}
+    width = arch.hidden_size + sum(target.width for target in modules.values())
+    shared = tokens * width * arch.model.dtype.itemsize
+    token_bytes = bytes_per_token(arch, prompts, all_logits=all_logits)
+    longest = max(prompt.length for prompt in prompts)
+    pass_tokens = (limit - prefix - shared) // token_bytes
     if pass_tokens < longest:
-        least = in_use + longest * token_bytes
+        least = in_use + shared + longest * token_bytes
         raise UserError(
-            f"memory_limit of {limit / MB:.1f} MB is too little: the hidden states of all prompts "
-            f"and one pass of the longest take {least / MB:.1f} MB. Raise it to twice that, or "
-            "shorten the prompts with max_length."
+            f"memory_limit of {limit / MB:.1f} MB is too little: what is kept of all prompts and "
+            f"one pass of the longest take {least / MB:.1f} MB. Raise it to twice that, or shorten "
+            "the prompts with max_length."
         )
     return MemoryPlan(prefix, pass_tokens)
 
 
 @torch.inference_mode()
-def bytes_per_token(arch: Architecture, prompt: Prompt, *, all_logits: bool) -> int:
+def bytes_per_token(arch: Architecture, prompts: Sequence[Prompt], *, all_logits: bool) -> int:
     """Bytes that a token takes in the layer that takes most, counted over what modules return.
 
     It is an upper bound but for what attention holds inside: a layer frees its first results
@@ -77,7 +81,7 @@ def bytes_per_token(arch: Architecture, prompt: Prompt, *, all_logits: bool) -> 
 
     Args:
         arch: The model.
-        prompt: Any prompt; the model is run on it once.
+        prompts: What is evaluated; the model is run once on the one whose decoder has most to do.
         all_logits: Whether the head runs at every position.
     """
     places = {module: i for i, layer in enumerate(arch.layers) for module in layer.modules()}
@@ -92,9 +96,10 @@ def bytes_per_token(arch: Architecture, prompt: Prompt, *, all_logits: bool) -> 
     leaves = [module for module in places if not [*module.children()]]
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
     try:
+        prompt = max(prompts, key=lambda prompt: len(prompt.decoder_ids))
         (batch,) = make_batches([prompt], 0, arch.kind, arch.model.device)
         batch.run(arch.model)
     finally:
         for handle in handles:
             handle.remove()
-    return -(-max(sizes.values()) // len(prompt.ids))
+    return -(-max(sizes.values()) // prompt.length)

@@ -28,10 +28,22 @@ DTYPES = {
 }
 
 
+DEVICES = ("cpu", "cuda")
+
+
 def hush() -> None:
     """Keep transformers' own progress bars and notes from the terminal."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def require_device(kind: str) -> None:
+    """Raise UserError unless there are kernels for a kind of device."""
+    if kind not in DEVICES:
+        raise UserError(
+            f"a model must be on a CPU (cpu) or an NVIDIA or AMD GPU (cuda), where deltas can be "
+            f"applied; got {kind!r}."
+        )
 
 
 def load_model(
@@ -71,6 +83,7 @@ def load_model(
         ) from error
     family = family_of(config.model_type)
     try:
+        require_device(torch.device(device).type)
         model: Any
         model, report = AUTO_MODELS[family.kind].from_pretrained(
             place, dtype=DTYPES[dtype], output_loading_info=True, **family.settings

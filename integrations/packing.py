@@ -51,14 +51,16 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
         longest: Tokens of the longest prompt.
 
     Returns:
-        True if the model takes positions, its attention is torch's and can be exchanged, and no
-        prompt is longer than a window that the attention is limited to.
+        True if the model takes positions, its attention is torch's in all its parts and can be
+        exchanged, and no prompt is longer than a window that the attention is limited to.
     """
     config = model.config.get_text_config()
+    # Exchanging it, and putting it back, is for a model with all its parts.
+    parts = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
     windows = [getattr(config, name, None) for name in WINDOWS]
     return (
         bool(getattr(model, "_supports_attention_backend", False))
-        and config._attn_implementation == OWN
+        and all(part is None or part._attn_implementation == OWN for part in parts)
         and "position_ids" in inspect.signature(model.forward).parameters
         and all(longest <= window for window in windows if isinstance(window, int))
     )
@@ -74,8 +76,8 @@ def attend_within(model: PreTrainedModel, segments: Sequence[Segment]) -> Iterat
         yield
         return
     token = _current.set(segments)
-    model.set_attn_implementation(NAME)
     try:
+        model.set_attn_implementation(NAME)
         yield
     finally:
         model.set_attn_implementation(OWN)

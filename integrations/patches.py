@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,18 @@ class Patches(ExitStack):
     Parameters and buffers are never touched: hooks act on a module's input and output, and a
     replaced ``forward`` is an attribute of the instance that is removed again.
     """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        """Undo all changes."""
+        try:
+            return super().__exit__(kind, error, trace)
+        finally:  # what is left if Ctrl-C came between two of them
+            super().__exit__(None, None, None)
 
     def before(self, module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         """Replace a module's first input x by ``change(x)``."""

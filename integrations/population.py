@@ -131,7 +131,7 @@ class PopulationEvaluator:
         self.width = len(label_ids)
         all_logits = all_logits or not speedups.answer_head
         plan = plan_memory(arch, prompts, memory_limit, all_logits=all_logits)
-        layout = self._layout(max(len(prompt.ids) for prompt in prompts))
+        layout = self._layout(max(prompt.length for prompt in prompts))
         frugal = device.type == "cpu" and speedups.no_padding
         block_tokens = CPU_MOST_TOKENS if frugal else sys.maxsize
         self.batches = make_batches(
@@ -148,7 +148,7 @@ class PopulationEvaluator:
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
-        largest = max(batch.ids.numel() for batch in self.batches)
+        largest = max(batch.tokens for batch in self.batches)
         self._most_in_block = max(1, block_tokens // largest)
         self._most_candidates = min(
             plan.pass_tokens // largest,
@@ -309,10 +309,11 @@ class PopulationEvaluator:
     def _measure_block_size(self, candidates: Candidates, adapter: Adapter) -> int:
         """Candidates a forward pass that take the least time each.
 
-        A larger block has to win by a tenth, so that noise does not decide; one that does not fit
-        into the device's memory has lost.
+        Measured on the batch with the most tokens, which has to fit into the device's memory too; a
+        block that does not has lost. A larger block has to win by a tenth, so that noise does not
+        decide.
         """
-        number = len(self.batches) // 2
+        number = max(range(len(self.batches)), key=lambda i: self.batches[i].tokens)
         best, best_time = 1, float("inf")
         # Powers of two, and all of them together.
         most = max(1, min(len(candidates), self._most_candidates, self._most_in_block))
@@ -341,10 +342,11 @@ def keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> 
     frozen = output.forward
     weight: Any = getattr(output, "weight", None)
     bias: Any = getattr(output, "bias", None)
-    plain = isinstance(output, nn.Linear) and is_plain(output)
+    # A subclass, or a forward that another library put there, may do more than multiply.
+    plain = type(output) is nn.Linear and "forward" not in vars(output) and is_plain(output)
 
     def forward(x: Tensor) -> Tensor:
-        if not plain:  # a quantized head can't be cut by rows
+        if not plain:
             logits: Tensor = frozen(x)[..., label_ids]
             return logits
         return F.linear(x, weight[label_ids], None if bias is None else bias[label_ids])

@@ -80,6 +80,11 @@ class Prompt:
     soft: tuple[int, int] = (0, 0)
 
     @property
+    def length(self) -> int:
+        """Tokens that it takes, of encoder or decoder, whichever has more."""
+        return max(len(self.ids), len(self.decoder_ids))
+
+    @property
     def answers(self) -> int:
         """Positions that are read: one for a label word, or one for each token to follow."""
         return len(self.targets) or 1

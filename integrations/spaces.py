@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from integrations.architectures import Architecture, Target
 from integrations.batches import PromptBatch
 from integrations.errors import UserError, unknown
 from integrations.patches import Patches
-from lora_kernels import Factors, Projection, SeededProjection, StoredProjection, project
+from lora_kernels import MAX_RANK, Factors, Projection, SeededProjection, StoredProjection, project
 
 LayerFactors = Mapping[str, Factors]
 """The factors of one layer's targets, P candidates each."""
@@ -89,6 +90,12 @@ class TargetScale:
     output_rms: float
 
 
+def _applied_rank(arch: Architecture, rank: int) -> int:
+    """Rank of what is applied at once: where columns lie scattered, of all a module's targets."""
+    scattered = [t.module for t in arch.targets[0].values() if isinstance(t.columns, torch.Tensor)]
+    return rank * max(Counter(scattered).values(), default=1)
+
+
 def make_spaces(
     arch: Architecture,
     batches: Sequence[PromptBatch],
@@ -141,6 +148,11 @@ def make_spaces(
         )
     if not (isinstance(std, numbers.Real) and math.isfinite(std) and std > 0):
         raise UserError(f"init_std must be a positive number; got {std!r}.")
+    if arch.model.device.type == "cuda" and (most := _applied_rank(arch, rank)) > MAX_RANK:
+        raise UserError(
+            f"the kernels on a GPU apply ranks up to {MAX_RANK}, and rank {rank} is {most} where "
+            f"targets share a projection; lower rank to {rank * MAX_RANK // most}."
+        )
     part_dim = dim // parts
     scales = _measure_targets(arch, batches) if init == "calibrated" else []
     hidden = hidden_std(arch, batches) if init in ("paper", "reference-code") else []

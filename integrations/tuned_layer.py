@@ -68,7 +68,8 @@ def _share_input(
 
     def compute(x: Tensor) -> None:
         if shared.input is None:
-            once = x[:rows]
+            # A copy, as a view would keep all candidates' rows for as long.
+            once = x[:rows].clone()
             shared.outputs = [forward(once).flatten(0, 1) for forward in frozen]
             shared.input = once.flatten(0, 1)
         outputs = apply_deltas_grouped(shared.input, shared.outputs, deltas)

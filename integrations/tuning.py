@@ -24,7 +24,7 @@ from integrations.evaluators import make_encoder, make_evaluator
 from integrations.fingerprint import fingerprint
 from integrations.history import DevScore, History, is_better
 from integrations.metrics import Loss, loss_name
-from integrations.models import load_model
+from integrations.models import load_model, require_device
 from integrations.optimizers import freezes_a, make_optimizers, optimizer_name
 from integrations.patches import evaluating
 from integrations.population import FAST, Speedups
@@ -171,6 +171,7 @@ def tune(
         raise UserError(
             f"model must be a transformers PreTrainedModel or a name; got {type(model).__name__}."
         )
+    require_device(model.device.type)
     arch = describe(model, tuple(targets))
     chosen = choose_layers(layers, len(arch.layers))
     budget = _whole("budget", budget, 1)

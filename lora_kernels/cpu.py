@@ -15,7 +15,7 @@ BLOCK_ENTRIES = 1 << 20
 
 def project(z: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Map each row of z (P, d_part) through weight (n, d_part) to (P, n) of a type."""
-    return (z @ weight.to(z.dtype).mT).to(dtype)
+    return (z.float() @ weight.float().mT).to(dtype)
 
 
 def project_seeded(

@@ -116,7 +116,8 @@ def apply_deltas(
         (P, T, width), contiguous. P or T may be 0.
 
     Raises:
-        ValueError: If shapes, types or devices don't fit, or the backend can't be used.
+        ValueError: If shapes, types or devices don't fit, or the backend can't be used; the triton
+            backend takes ranks up to 64.
     """
     delta = Delta(factors, columns=columns)
     (y,) = apply_deltas_grouped(
@@ -151,7 +152,8 @@ def apply_deltas_grouped(
         x: Input of the frozen projections, (T, h) if shared by all candidates or (P, T, h).
         bases: Their outputs, each (T, width) if shared or (P, T, width).
         deltas: P candidates for each target, of any ranks. Every base has at least one delta, and
-            those of one base don't overlap.
+            those of one base don't overlap. If the columns of one are not one stretch, all of its
+            base are applied as one delta, whose rank is the sum of theirs.
         scale: See `apply_deltas`, as for all that follow.
         backend: "triton", "cpu" or "reference"; None chooses by x's device.
         precision: How the triton backend multiplies float32.
@@ -161,7 +163,8 @@ def apply_deltas_grouped(
         (P, T, width) for each base, contiguous.
 
     Raises:
-        ValueError: If shapes, types or devices don't fit, or the backend can't be used.
+        ValueError: If shapes, types or devices don't fit, or the backend can't be used; the triton
+            backend takes ranks up to 64.
     """
     placed = _place(x, bases, _in_stretches(bases, deltas))
     y = ops.apply_deltas(
@@ -182,6 +185,8 @@ def apply_deltas_grouped(
 def _in_stretches(bases: Sequence[Tensor], deltas: Sequence[Delta]) -> list[Delta]:
     """The same deltas, those of a base whose columns lie scattered as one of all its columns."""
     scattered = {delta.base for delta in deltas if isinstance(delta.columns, Tensor)}
+    for base in scattered:
+        _require_base(base, bases)
     found = [delta for delta in deltas if delta.base not in scattered]
     for base in sorted(scattered):
         width = bases[base].shape[-1]
@@ -189,6 +194,11 @@ def _in_stretches(bases: Sequence[Tensor], deltas: Sequence[Delta]) -> list[Delt
         stacked = (torch.cat(factors, dim=1) for factors in zip(*parts, strict=True))
         found.append(Delta(Factors(*stacked), base))
     return found
+
+
+def _require_base(base: int, bases: Sequence[Tensor]) -> None:
+    if not 0 <= base < len(bases):
+        raise ValueError(f"a delta goes to base {base}, but there are {len(bases)}, counted from 0")
 
 
 def _spread(delta: Delta, width: int) -> tuple[Tensor, Tensor]:
@@ -204,7 +214,7 @@ def _spread(delta: Delta, width: int) -> tuple[Tensor, Tensor]:
             f" shape {tuple(columns.shape)} of {columns.dtype}"
         )
     wide = b.new_zeros(*b.shape[:2], width)
-    return a, wide.index_copy(2, columns.to(b.device), b)
+    return a, wide.index_copy(2, columns.to(b.device, torch.long), b)
 
 
 def _place(
@@ -213,10 +223,7 @@ def _place(
     """Check the arguments; returns (base, first column, delta) in order of bases and columns."""
     placed = []
     for delta in deltas:
-        if not 0 <= delta.base < len(bases):
-            raise ValueError(
-                f"a delta goes to base {delta.base}, but there are {len(bases)}, counted from 0"
-            )
+        _require_base(delta.base, bases)
         a, b = delta.factors.A, delta.factors.B
         base = bases[delta.base]
         check_shapes(x, base, len(delta.factors), a.shape[2])

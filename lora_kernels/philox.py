@@ -7,7 +7,7 @@ stream is a pure function of (seed, stream, i, j), with
 
     counter = (j // 4, i, stream mod 2^32, stream div 2^32),  key = seed,  word = j % 4.
 
-The Triton kernels draw the same entries from the same words (``triton_kernels.py``).
+The Triton kernels draw the same entries from the same words (``triton_random.py``).
 """
 
 from __future__ import annotations

@@ -52,7 +52,10 @@ def apply_deltas(
     Returns:
         (P, T, width) for each base.
     """
-    ys = [_wide(base).expand(len(A[0]), *base.shape[-2:]).clone() for base in bases]
+    ys = [
+        _wide(base).expand(len(A[0]), *base.shape[-2:]).clone(memory_format=torch.contiguous_format)
+        for base in bases
+    ]
     for a, b, i, first in zip(A, B, into, start, strict=True):
         ys[i][..., first : first + b.shape[2]] += scale * (_wide(x) @ _wide(a).mT) @ _wide(b)
     return [y.to(base.dtype) for y, base in zip(ys, bases, strict=True)]

@@ -331,10 +331,10 @@ def test_a_memory_limit_cuts_batches_and_blocks_and_leaves_the_losses(family, st
 def test_bytes_per_token_are_what_the_widest_layer_returns():
     """A llama layer: two norms, q, k, v, o, three parts of the MLP and its activation."""
     arch = describe(build_model("llama"))
-    prompt = random_prompts("causal")[0]
+    prompts = random_prompts("causal")
     heads, groups, hidden, inner = HIDDEN, HIDDEN // 2, HIDDEN, 64
     floats = 2 * hidden + heads + 2 * groups + hidden + 2 * inner + inner + hidden
-    assert bytes_per_token(arch, prompt, all_logits=False) == 4 * floats
+    assert bytes_per_token(arch, prompts, all_logits=False) == 4 * floats
 
 
 def test_a_limit_below_the_longest_prompt_says_what_is_needed():
