@@ -143,12 +143,13 @@ class Averaged(Optimizer):
     # -- state ---------------------------------------------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
-        inside = {"samples": self.samples, "optimizer": type(self._inner).__name__}
+        inside = {f"optimizer_{name}": value for name, value in self._inner._settings().items()}
+        inside |= {"samples": self.samples, "optimizer": type(self._inner).__name__}
         return {**super()._settings(), **inside}
 
     def _get_state(self) -> dict[str, Any]:
         return {**super()._get_state(), "inner": self._inner.state_dict()}
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
-        super()._set_state(state)
         self._inner.load_state_dict(state["inner"])
+        super()._set_state(state)

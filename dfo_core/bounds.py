@@ -149,10 +149,12 @@ class BoundTransform:
     side and slope 0 at the border; beyond that it is mirrored, so it is continuously
     differentiable everywhere and periodic. This is the idea of pycma's `BoundTransform`
     (Hansen, `BoxConstraintsLinQuadTransformation`); the margin differs: it is a hundredth of the
-    box's width, which does not depend on the coordinate's units. A wide one bends the valleys of
-    functions that are not aligned with the axes: with a twentieth, CMA-ES did not get to the
-    minimum of BBOB's rotated ellipsoid (f10, d = 20, 1000 d evaluations) in 10 of 15 runs, with a
-    hundredth in 1 of 10. A narrower one costs evaluations where the minimum is on the border.
+    box's width, which does not depend on the coordinate's units. Where one side is open it is a
+    hundredth of 1 + |bound|, so coordinates there should be of the order of one. A wide margin
+    bends the valleys of functions that are not aligned with the axes: with a twentieth, CMA-ES did
+    not get to the minimum of BBOB's rotated ellipsoid (f10, d = 20, 1000 d evaluations) in 10 of 15
+    runs, with a hundredth in 1 of 10. A narrower one costs evaluations where the minimum is on the
+    border.
 
     Args:
         box: The box; sides may be open.
@@ -185,11 +187,13 @@ class BoundTransform:
             x = np.where(high, upper - (x - upper - margin) ** 2 / (4 * margin), x)
         return np.clip(x, lower, upper)
 
-    def inverse(self, x: FloatArray) -> FloatArray:
-        """Map points of the box to the nearest unlimited points that `forward` takes to them.
+    def inverse(self, x: FloatArray, near: FloatArray | None = None) -> FloatArray:
+        """Map points of the box to unlimited points that `forward` takes to them.
 
         Args:
             x: (n, d) or (d,) with lower <= x <= upper.
+            near: (d,) of the many such points the one nearest to this is taken; None for the one
+                that is no mirror image.
 
         Returns:
             Points of the same shape.
@@ -198,9 +202,22 @@ class BoundTransform:
         low, high = x < lower + margin, x > upper - margin
         with np.errstate(invalid="ignore"):
             u = np.where(low, lower - margin + 2 * np.sqrt(margin * np.maximum(x - lower, 0)), x)
-            return np.where(
-                high, upper + margin - 2 * np.sqrt(margin * np.maximum(upper - x, 0)), u
-            )
+            u = np.where(high, upper + margin - 2 * np.sqrt(margin * np.maximum(upper - x, 0)), u)
+        return u if near is None else self._nearest_image(u, near)
+
+    def _nearest_image(self, u: FloatArray, near: FloatArray) -> FloatArray:
+        """The mirror images of points (n, d) between the mirrors that are nearest to one (d,)."""
+        low, high = self.box.lower - self.margin, self.box.upper + self.margin
+        beyond = (near < low) | (near > high)
+        if not beyond.any():
+            return u
+        two_sided = np.isfinite(high - low)
+        period = 2 * np.where(two_sided, high - low, 1.0)
+        with np.errstate(invalid="ignore"):
+            image = np.where(np.isfinite(low), 2 * low - u, 2 * high - u)
+            moved = [v + period * np.round((near - v) / period) for v in (u, image)]
+            closer = np.where(abs(moved[0] - near) <= abs(moved[1] - near), *moved)
+        return np.where(beyond, np.where(two_sided, closer, image), u)
 
     def _fold(self, u: FloatArray) -> FloatArray:
         """Mirror points at lower - margin and upper + margin until they lie between the two."""

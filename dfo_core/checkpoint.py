@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from dfo_core.bounds import Box
 from dfo_core.evaluation import Objective
 from dfo_core.optimizer import Optimizer
 from dfo_core.serialization import load_state, save_state
+
+NUMBERS = ("x0", "bounds", "sigma0")  # in which 1 is the same as 1.0
 
 
 class Checkpoint:
@@ -24,7 +27,9 @@ class Checkpoint:
     def __init__(self, path: Path, arguments: dict[str, Any]) -> None:
         self._path = path
         # As text, so that any argument can be compared; arrays in full and exactly.
-        self._arguments = {name: _describe(value) for name, value in arguments.items()}
+        self._arguments = {
+            name: _describe(value, numbers=name in NUMBERS) for name, value in arguments.items()
+        }
 
     def resume(self, opt: Optimizer, objective: Objective) -> None:
         """Continue from the file if there is one.
@@ -60,11 +65,16 @@ class Checkpoint:
         save_state(self._path, {**state, "optimizer": opt.state_dict()})
 
 
-def _describe(value: Any) -> str:
+def _describe(value: Any, numbers: bool) -> str:
+    """An argument as text, the same for all ways to write the same numbers."""
+    if isinstance(value, (np.random.Generator, np.random.BitGenerator, np.random.RandomState)):
+        return type(value).__name__  # whose state the optimizer's own state holds
     if hasattr(value, "lb") and hasattr(value, "ub"):
         value = (value.lb, value.ub)
     if isinstance(value, Box):
         value = (value.lower, value.upper)
     if isinstance(value, (list, tuple, np.ndarray)):
-        return repr([_describe(item) for item in value])
+        return repr([_describe(item, numbers) for item in value])
+    if numbers and isinstance(value, Real):
+        return repr(float(value))
     return repr(value.item() if isinstance(value, np.generic) else value)

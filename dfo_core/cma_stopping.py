@@ -109,7 +109,7 @@ class StoppingCriteria:
         """Record a generation.
 
         Args:
-            losses: (k,) its losses, sorted; +inf stands for invalid ones.
+            losses: (k,) losses of the points sampled in it, sorted; +inf stands for invalid ones.
             mean: (n,) the mean it was sampled around.
         """
         best, middle, worst = losses[[0, len(losses) // 2, -1]].tolist()
@@ -119,7 +119,7 @@ class StoppingCriteria:
             self._first_median = middle
         self._lowest_median = min(self._lowest_median, middle)
         self._range = worst - best if worst < math.inf else math.inf
-        flat = best == losses[int(0.75 * len(losses))] < math.inf
+        flat = len(losses) > 1 and best == losses[int(0.75 * len(losses))] < math.inf
         self._flat = self._flat + 1 if flat else 0
         self._watch(mean)
         self._generations += 1

@@ -15,12 +15,14 @@ from concurrent.futures import (
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
 from dfo_core.validation import BoolArray, FloatArray, as_float_array
 
 MAX_MESSAGES = 10
+FEWEST_CALLS = 5  # after which, if all of them raised, nothing can come of it
 
 Function = Callable[[FloatArray], Any]
 # Seconds until evaluations should end, zero or less once they should; None for no limit.
@@ -80,7 +82,7 @@ class Objective:
         """Evaluate candidates (n, d), as many as there is time for.
 
         Raises:
-            Exception: What the objective raised first, if it never worked: nothing can come of it.
+            Exception: What the objective raised, if it never worked: nothing can come of it.
         """
         outcome = Outcome.nothing_yet(len(x))
         if self._vectorized:
@@ -89,10 +91,9 @@ class Objective:
             self._pool.evaluate(self._fun, x, time_left, outcome)
         else:
             self._evaluate_here(x, time_left, outcome)
-        n_done = int(outcome.done.sum())
-        if n_done and len(outcome.errors) == n_done and not self._worked:
+        self._worked |= int(outcome.done.sum()) > len(outcome.errors)
+        if not self._worked and self.n_errors + len(outcome.errors) >= FEWEST_CALLS:
             raise next(iter(outcome.errors.values()))
-        self._worked |= n_done > 0
         self._count(list(outcome.errors.values()))
         return outcome
 
@@ -144,6 +145,11 @@ class _Pool:
     """An executor that may lose its workers: the caller's, or one that we make and make anew."""
 
     def __init__(self, executor: Executor | Callable[[], Executor]) -> None:
+        if not (isinstance(executor, Executor) or callable(executor)):
+            raise TypeError(
+                "executor must be a concurrent.futures.Executor or a function that makes one; got "
+                f"{type(executor).__name__}"
+            )
         self._callers = executor if isinstance(executor, Executor) else None
         self._make = _successor(executor) if isinstance(executor, Executor) else executor
         self._executor = self._callers
@@ -195,7 +201,8 @@ class _Pool:
         try:
             for i in part:
                 try:
-                    futures[i] = self._executor.submit(_loss, fun, x[i])
+                    # A name of its own, as dask takes calls that look the same for one.
+                    futures[i] = self._executor.submit(_loss, fun, x[i], uuid4().hex)
                 except BrokenExecutor as error:
                     broken = error
                     break
@@ -240,8 +247,19 @@ def _is_over(time_left: TimeLeft) -> bool:
 # Functions of the module, so that a process pool can pickle them.
 
 
-def _loss(fun: Function, x: FloatArray) -> float:
-    value = as_float_array("what the objective returns", fun(x))
+def _loss(fun: Function, x: FloatArray, call: str = "") -> float:
+    """The objective's number at x (d,).
+
+    Args:
+        fun: The objective.
+        x: The candidate.
+        call: Tells this call from others of the same function and candidate.
+    """
+    try:
+        returned = fun(x)
+    except (BrokenExecutor, CancelledError) as error:  # of an executor of its own, not of ours
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    value = as_float_array("what the objective returns", returned)
     if value.size != 1:
         raise ValueError(f"the objective must return one number; got shape {value.shape}")
     return float(value.item())

@@ -174,11 +174,12 @@ class EvolutionStrategy(Optimizer):
         return z, y
 
     def _update(self, x: FloatArray, losses: FloatArray) -> None:
+        # What was injected may be the same again and again, and says nothing of the search.
+        self._stopping.observe(np.sort(losses), self._mean)
         if len(self._injected):
             losses = np.concatenate([self._injected, losses])
         order = np.argsort(losses, kind="stable")
         losses = losses[order]
-        self._stopping.observe(losses, self._mean)
         if losses[0] == np.inf:
             return
         z, y = self._z[order], self._y[order]
@@ -197,7 +198,7 @@ class EvolutionStrategy(Optimizer):
 
     def _steps_to(self, x: FloatArray, cut: bool = True) -> tuple[FloatArray, FloatArray]:
         """Return y and z, (k, n) each, of points (k, n); cut to the length c_y if asked for."""
-        u = x if self._transform is None else self._transform.inverse(x)
+        u = x if self._transform is None else self._transform.inverse(x, near=self._mean)
         y = (u - self._mean) / self._sigma
         z = self._covariance.whiten(y)
         if not cut:

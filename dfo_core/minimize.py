@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from dfo_core.adapters import as_optimizer
+from dfo_core.adapters import as_optimizer, is_factory
 from dfo_core.bounds import infer_dim
 from dfo_core.checkpoint import Checkpoint
 from dfo_core.evaluation import Function, Objective
@@ -45,8 +45,9 @@ def minimize(
     """Minimise a function without gradients.
 
     A call of `fun` that raises costs its own evaluation only: the candidate counts as invalid,
-    the first such error is shown as a warning, all are counted in the result. If every call of
-    the first batch raises, the first error is raised instead, as nothing can come of it.
+    the first such error is shown as a warning, all are counted in the result. If no call has worked
+    when a batch ends with five or more that raised, an error is raised instead, as nothing can come
+    of it.
 
     A call that kills its worker (a segmentation fault, the out-of-memory killer) breaks a whole
     pool of processes. In place of a `ProcessPoolExecutor`, and of any executor that was given as
@@ -69,7 +70,8 @@ def minimize(
             is never called outside.
         method: What `as_optimizer` takes: "cma-es", "lotfwa", "nevergrad:NGOpt", an optimizer
             object, a factory f(dim, seed), ...
-        budget: Largest number of evaluations; None for 10000 times d.
+        budget: Largest number of evaluations; None for 10000 times d, or what an optimizer, or one
+            that a factory made, has for its own.
         vectorized: Whether `fun` takes a whole batch at once.
         executor: Where to call `fun`: any `concurrent.futures.Executor`, or a function without
             arguments that makes one, `lambda: ProcessPoolExecutor(4)`; None calls it here. Not
@@ -84,8 +86,9 @@ def minimize(
         dim: Number of coordinates, needed if neither x0 nor bounds says it.
         target: Loss at which to stop.
         max_seconds: Time after which this call ends, None for no limit. Evaluations that have
-            started are finished first and the others dropped; a later call that continues from
-            the checkpoint asks for those again. How far a run comes in a time is no property of
+            started are finished first and the others dropped (dask and ray, which do not tell the
+            two apart, drop all); a later call that continues from the checkpoint asks for those
+            again. How far a run comes in a time is no property of
             its seed: for numbers that can be repeated limit the budget.
 
     Returns:
@@ -94,6 +97,7 @@ def minimize(
         n_errors: how many of them raised; errors: the first ten of their messages.
 
     Raises:
+        TypeError: If `executor` is none, or `method` is nothing that `as_optimizer` takes.
         ValueError: If an argument does not fit, or the checkpoint is of another run.
         concurrent.futures.BrokenExecutor: If the caller's executor broke and cannot be made anew.
             Every loss known by then is in the error's attribute `result` and in the checkpoint.
@@ -107,7 +111,7 @@ def minimize(
     if vectorized and executor is not None:
         raise ValueError("vectorized=True evaluates a batch in one call; leave out the executor")
     says_dim = any(given is not None for given in (dim, x0, bounds))
-    if budget is None and says_dim and not hasattr(method, "ask"):
+    if budget is None and says_dim and not hasattr(method, "ask") and not is_factory(method):
         # Before it is built, as some methods plan with their budget.
         budget = BUDGET_PER_DIMENSION * infer_dim(dim, x0, bounds)
     opt = as_optimizer(

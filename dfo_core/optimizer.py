@@ -58,7 +58,7 @@ class Optimizer(ABC):
     # Attributes saved and restored as they are: numbers, strings, None, arrays, lists of them.
     _state_fields: ClassVar[tuple[str, ...]] = ()
     _shared_fields: ClassVar[tuple[str, ...]] = (
-        *("_x", "_losses", "_told", "_first_id"),
+        *("_x", "_losses", "_told", "_first_id", "_handed_out"),
         *("_best_x", "_best_fun", "_nfev", "_nit", "_n_invalid"),
     )
 
@@ -79,6 +79,7 @@ class Optimizer(ABC):
         self._losses: FloatArray = np.empty(0)
         self._told = np.empty(0, dtype=np.bool_)
         self._first_id = 0
+        self._handed_out = 0  # of the current batch, from its first; a budget may hold some back
         self._best_x: FloatArray = np.full(self.dim, np.nan)
         self._best_fun = np.inf
         self._nfev = 0
@@ -144,7 +145,9 @@ class Optimizer(ABC):
             self._x = as_points("points sampled", self._sample(), self.dim)
             self._losses = np.full(len(self._x), np.nan)
             self._told = np.zeros(len(self._x), dtype=np.bool_)
+            self._handed_out = 0
         waiting = np.flatnonzero(~self._told)[:left]
+        self._handed_out = max(self._handed_out, int(waiting[-1]) + 1)
         return Batch(self._x[waiting], self._first_id + waiting.astype(np.int64))
 
     def tell(self, batch: Batch | Any, losses: Any) -> None:
@@ -182,13 +185,13 @@ class Optimizer(ABC):
     def _index_of(self, ids: IntArray) -> IntArray:
         """Return the rows of the current batch that `ids` stand for, all of them still untold."""
         index: IntArray = ids.astype(np.int64) - self._first_id
-        unknown = (index < 0) | (index >= len(self._told))
+        unknown = (index < 0) | (index >= self._handed_out)
         if unknown.any():
             first = int(ids[unknown][0])
-            known = f"{self._first_id} to {self._first_id + len(self._told) - 1}"
+            known = f"{self._first_id} to {self._first_id + self._handed_out - 1}"
             if 0 <= first < self._first_id:
                 raise ValueError(f"candidate {first} was told before; its generation is complete")
-            have = f"this optimizer waits for ids {known}" if len(self._told) else "call ask first"
+            have = f"this optimizer waits for ids {known}" if self._handed_out else "call ask first"
             raise ValueError(f"candidate {first} was never handed out; {have}")
         if np.bincount(index).max() > 1:
             raise ValueError(f"each id may appear once in a tell; got {ids.tolist()}")

@@ -149,7 +149,7 @@ class Restarts(Optimizer):
         self._n_large += run.regime == "large"
         self._run_x0 = self._start_point()
         self._run_seed = int(self.rng.integers(2**31))  # pycma, for one, takes no larger ones
-        self._inner = self._build()
+        self._inner = self._build(run, self._run_x0, self._run_seed)
         self._ids: IntArray = np.empty(0, dtype=np.int64)  # the candidates under way, in the run
         self._over: dict[str, Any] = {}  # why the run is over; empty while it is not
 
@@ -161,13 +161,13 @@ class Restarts(Optimizer):
         step = self._sigma0 * self.rng.standard_normal(self.dim)
         return np.clip(self._center + step, self._box.lower, self._box.upper)
 
-    def _build(self) -> Optimizer:
+    def _build(self, run: Run, x0: FloatArray, seed: int) -> Optimizer:
         arguments: dict[str, Any] = {"bounds": self._box} if self._bounded else {}
         inner = self._algorithm(
-            x0=self._run_x0,
-            sigma0=self._run.sigma0,
-            popsize=self._run.popsize,
-            seed=self._run_seed,
+            x0=x0,
+            sigma0=run.sigma0,
+            popsize=run.popsize,
+            seed=seed,
             **arguments,
         )
         if not isinstance(inner, Optimizer):
@@ -262,6 +262,7 @@ class Restarts(Optimizer):
         start = self._restart_box
         return {
             **super()._settings(),
+            "algorithm": type(self._inner).__name__,
             "x0": self._x0,
             "popsize": self._popsize0,
             "sigma0": self._sigma0,
@@ -282,11 +283,12 @@ class Restarts(Optimizer):
         }
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
+        run = Run(**state["run"])
+        inner = self._build(run, state["_run_x0"], state["_run_seed"])
+        inner.load_state_dict(state["inner"])
         super()._set_state(state)
         self._runs = [Run(**run) for run in state["runs"]]
-        self._run = Run(**state["run"])
-        self._inner = self._build()
-        self._inner.load_state_dict(state["inner"])
+        self._run, self._inner = run, inner
 
 
 class IPOP(Restarts):

@@ -25,10 +25,12 @@ def check_shared(shared: Mapping[str, Any], dim: int) -> None:
             raise ValueError(f"{name} must be an array of shape {shape}; got {value!r}")
     if not np.isfinite(shared["_x"]).all():
         raise ValueError("_x must be finite")
-    for name in ("_first_id", "_nfev", "_nit", "_n_invalid"):
+    for name in ("_first_id", "_handed_out", "_nfev", "_nit", "_n_invalid"):
         value = shared[name]
         if not isinstance(value, int) or value < 0:
             raise ValueError(f"{name} must be a whole number, not negative; got {value!r}")
+    if shared["_handed_out"] > n:
+        raise ValueError(f"_handed_out must be at most {n}; got {shared['_handed_out']}")
     if not isinstance(shared["_best_fun"], float) or np.isnan(shared["_best_fun"]):
         raise ValueError(f"_best_fun must be a number; got {shared['_best_fun']!r}")
 

@@ -1,6 +1,6 @@
 """Optimizers of other libraries behind the protocol; each library is imported only when used."""
 
-from dfo_core.adapters.build import as_optimizer
+from dfo_core.adapters.build import as_optimizer, is_factory
 from dfo_core.adapters.cmaes import CmaesOptimizer
 from dfo_core.adapters.evosax import EvosaxOptimizer
 from dfo_core.adapters.evotorch import EvotorchOptimizer
@@ -18,4 +18,5 @@ __all__ = [
     "OptunaOptimizer",
     "PycmaOptimizer",
     "as_optimizer",
+    "is_factory",
 ]

@@ -100,7 +100,7 @@ def as_optimizer(
             return built
     if isinstance(obj, type) and hasattr(obj, "ask"):
         raise TypeError(f"{obj.__name__} is a class: pass an instance, or a function f(dim, seed)")
-    if callable(obj) and not hasattr(obj, "ask"):
+    if callable(obj) and not hasattr(obj, "ask"):  # a factory
         del arguments["seed"]  # the factory's
         refuse("a factory", BUILT, **arguments)
         d = infer_dim(dim, x0, bounds)
@@ -109,6 +109,13 @@ def as_optimizer(
     if dim is not None and opt.dim != dim:
         raise ValueError(f"{_name(obj)} has {opt.dim} coordinates; dim={dim} was asked for")
     return opt
+
+
+def is_factory(obj: Any) -> bool:
+    """Whether `as_optimizer` calls an object, f(dim, seed), to get an optimizer."""
+    if isinstance(obj, type) or any(k.builds(obj) for k in (NevergradOptimizer, OptunaOptimizer)):
+        return False
+    return callable(obj) and not hasattr(obj, "ask")
 
 
 def _from_name(

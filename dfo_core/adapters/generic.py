@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dfo_core.adapters.foreign import ForeignOptimizer
+from dfo_core.adapters.foreign import ForeignOptimizer, refuse
 from dfo_core.validation import FloatArray, as_float_array, as_points, as_positive_int
 
 
@@ -47,7 +47,8 @@ class AskTellOptimizer(ForeignOptimizer):
 
     Raises:
         TypeError: If the object lacks `ask` or `tell`.
-        ValueError: If `ask` returns something else than points of that dimension.
+        ValueError: If `ask` returns something else than points of that dimension, or batches whose
+            size `popsize` cannot change.
     """
 
     def __init__(
@@ -73,6 +74,9 @@ class AskTellOptimizer(ForeignOptimizer):
         self._pairs = _required_arguments(obj.tell) == 1
         if popsize is None:
             popsize = getattr(obj, "population_size", None) or getattr(obj, "popsize", None) or 1
+        elif not self._single:
+            who = f"{type(obj).__name__}, whose ask() returns a batch"
+            refuse(who, "set it where the object is built", popsize=popsize)
         self._n_asks = as_positive_int("popsize", popsize) if self._single else 1
         self._ahead = [first]  # answers not yet handed out
         self._asked: list[Any] = []

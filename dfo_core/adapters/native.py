@@ -60,6 +60,7 @@ def build_native(
         search = RandomSearch if name == "random" else QuasiRandom
         if bounds is None:
             return search(None, mean, sigma0=step, **common)
+        refuse(f'"{name}" within bounds', "it fills them; leave out one of the two", sigma0=sigma0)
         return search(bounds, x0, dim=dim, **common)
     if name == "lm-ma-es":
         return LMMAES(mean, step, bounds=bounds, **common)

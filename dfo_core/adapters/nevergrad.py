@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from dfo_core.adapters.foreign import ForeignOptimizer, is_from, require_known
+from dfo_core.adapters.start import start_point
 from dfo_core.bounds import Box
 from dfo_core.libraries import require
-from dfo_core.validation import FloatArray, as_positive_float, as_positive_int, as_vector
+from dfo_core.validation import FloatArray, as_positive_float, as_positive_int
 
 WRAPPERS = ("optim", "_optimizer")  # what NGOpt and its like chose, what a rescaled one wraps
 METAMODEL = "_optim"  # what a metamodel is built upon
@@ -177,12 +178,9 @@ def _inner_es(optimizer: Any, through: Collection[str]) -> Any:
 def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any:
     """The search space as nevergrad's parametrization."""
     box = Box.parse((None, None) if bounds is None else bounds, dim)
-    if x0 is not None:
-        init = as_vector("x0", x0, dim)
-    else:
-        init = (box.lower + box.upper) / 2 if box.is_finite else np.zeros(dim)
+    init = start_point(dim, x0, box)
     limits = [None if np.isinf(side).all() else side for side in (box.lower, box.upper)]
-    array = ng.p.Array(init=box.require_inside("x0", init), lower=limits[0], upper=limits[1])
+    array = ng.p.Array(init=init, lower=limits[0], upper=limits[1])
     if sigma0 is not None:
         array.set_mutation(sigma=as_positive_float("sigma0", sigma0))
     return array

@@ -17,7 +17,8 @@ def start(
 
     Args:
         dim: Number of coordinates d.
-        x0: (d,) start point; None for the middle of finite bounds, else zeros.
+        x0: (d,) start point; None for the middle of finite bounds, else zeros, or what the bounds
+            have next to them.
         sigma0: Standard deviation in the units of x; None for 0.3 times the width of the narrowest
             bound if all are finite, else 1.
         bounds: (lower, upper), or None.
@@ -30,14 +31,25 @@ def start(
     """
     box = None if bounds is None else Box.parse(bounds, dim)
     finite = box is not None and box.is_finite
-    if x0 is not None:
-        mean = as_vector("x0", x0, dim)
-    else:
-        mean = (box.lower + box.upper) / 2 if box is not None and finite else np.zeros(dim)
-    if box is not None:
-        box.require_inside("x0", mean)
+    mean = start_point(dim, x0, box)
     if sigma0 is not None:
         step = as_positive_float("sigma0", sigma0)
     else:
         step = 0.3 * float(box.width.min()) if box is not None and finite else 1.0
     return mean, step, box
+
+
+def start_point(dim: int, x0: Any, box: Box | None) -> FloatArray:
+    """The start point of `start` alone, (d,), within a box if there is one.
+
+    Raises:
+        ValueError: If x0 has the wrong shape or is outside the box.
+    """
+    if x0 is not None:
+        given = as_vector("x0", x0, dim)
+        return given if box is None else box.require_inside("x0", given)
+    if box is None:
+        return np.zeros(dim)
+    if box.is_finite:
+        return (box.lower + box.upper) / 2
+    return np.clip(np.zeros(dim), box.lower, box.upper)

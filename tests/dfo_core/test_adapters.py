@@ -55,6 +55,12 @@ def test_defaults_of_start_and_step():
         (lambda: as_optimizer("nevergrad:NGOpt", 2), ValueError, "give budget"),
         (lambda: as_optimizer("lotfwa", 2), ValueError, "needs bounds"),
         (lambda: as_optimizer("lotfwa", 2, bounds=(0, 1), sigma0=1), ValueError, "sigma0 has no"),
+        (lambda: as_optimizer("random", 2, bounds=(0, 1), sigma0=1), ValueError, "sigma0 has no"),
+        (
+            lambda: as_optimizer(Batches(), popsize=20),
+            ValueError,
+            "popsize has no effect on Batches",
+        ),
         (lambda: as_optimizer("cma-es"), ValueError, "dimension is unknown"),
         (lambda: as_optimizer("cma-es", 3, x0=[0.0]), ValueError, r"x0 must have shape \(3,\)"),
         (lambda: as_optimizer(CMAES), TypeError, "CMAES is a class: pass an instance"),

@@ -129,6 +129,11 @@ def test_a_state_of_other_samples_or_another_optimizer_is_refused():
         Averaged(CMAES(np.zeros(3)), 3).load_state_dict(state)
     with pytest.raises(ValueError, match="optimizer='CMAES'"):
         Averaged(RandomSearch((-1, 1), dim=3), 2).load_state_dict(state)
+    other = Averaged(CMAES(np.zeros(3), popsize=20, seed=1), 2)
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=r"optimizer_popsize=7.*the same optimizer_popsize"):
+        other.load_state_dict(state)
+    np.testing.assert_equal(other.state_dict(), before)
 
 
 def test_what_cannot_work_is_refused():

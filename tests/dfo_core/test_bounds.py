@@ -63,6 +63,30 @@ def test_inverse_undoes_forward_up_to_the_border(bounds):
 
 
 @pytest.mark.parametrize("bounds", BOXES)
+@given(u=st.floats(-50, 50), v=st.floats(-3, 3))
+def test_the_image_nearest_to_a_point_is_taken(bounds, u, v):
+    """Of all that repeated mirroring at both borders gives."""
+    box = Box.parse(bounds, 2)
+    transform = BoundTransform(box)
+    unit = np.where(np.isfinite(box.width), box.width, 1.0)
+    start = np.where(np.isfinite(box.lower), box.lower, 0.0)
+    near, x = start + u * unit, transform.forward(start + v * unit)
+    found = transform.inverse(x, near=near)
+    np.testing.assert_allclose(transform.forward(found), x, rtol=1e-9, atol=1e-9 * unit.max())
+    plain = transform.inverse(x)
+    for i in range(2):
+        mirrors = [box.lower[i] - transform.margin[i], box.upper[i] + transform.margin[i]]
+        mirrors = [mirror for mirror in mirrors if np.isfinite(mirror)]
+        images, last = [plain[i]], [plain[i]] * 2
+        for step in range(60 * len(mirrors)):
+            # Two chains of reflections, which begin at one border and at the other.
+            last = [2 * mirrors[(step + k) % len(mirrors)] - w for k, w in enumerate(last)]
+            images += last
+        best = min(abs(image - near[i]) for image in images)
+        assert abs(found[i] - near[i]) == pytest.approx(best, abs=1e-7 * unit[i])
+
+
+@pytest.mark.parametrize("bounds", BOXES)
 def test_identity_inside_and_smooth_everywhere(bounds):
     box = Box.parse(bounds, 2)
     transform = BoundTransform(box)

@@ -169,6 +169,25 @@ def test_the_elite_holds_the_mean_back_and_reset_best_frees_it(strategy):
     assert drift(reset=False) < 0.7 * drift(reset=True)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_mean_itself_is_a_step_of_length_zero_beyond_a_mirror_too(strategy):
+    opt = strategy(np.full(3, 0.95), 0.5, bounds=(0, 1), seed=0)
+    opt._mean = np.full(3, 1.30)
+    y, z = opt._steps_to(opt.mean[np.newaxis])
+    assert abs(y).max() < 1e-12
+    assert abs(z).max() < 1e-12
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_foreign_loss_told_again_and_again_is_no_sign_of_the_end(strategy):
+    opt = strategy(np.zeros(10), seed=0)
+    for _ in range(15):
+        opt.tell_foreign(np.full(10, 3.0), -1.0)
+        batch = opt.ask()
+        opt.tell(batch, 1 + ellipsoid(batch.x))
+        assert not opt.stop()
+
+
 def test_the_elites_step_is_cut():
     n = 5
     opt = CMAES(np.zeros(n), 0.5, 8, seed=3, elitist=True)

@@ -1,10 +1,12 @@
 """minimize in executors: the same numbers everywhere, and a dead worker costs one evaluation."""
 
+import multiprocessing
 import os
 import threading
 import time
 from concurrent.futures import (
     BrokenExecutor,
+    CancelledError,
     Executor,
     Future,
     ProcessPoolExecutor,
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfo_core import CMAES, load_state, minimize
+from dfo_core import CMAES, Averaged, load_state, minimize
 
 
 def sphere(x):
@@ -221,6 +223,50 @@ def test_dask():
         with pytest.warns(UserWarning, match="the objective raised ArithmeticError"):
             result = minimize(fails, bad, seed=0, budget=40, executor=client.get_executor())
     assert 0 < result.n_errors < 40
+
+
+def test_dask_makes_every_call_of_a_noisy_objective():
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    noisy_calls.clear()
+    with distributed.Client(processes=False, **options) as client:
+        method = Averaged(CMAES(np.zeros(3), seed=0, popsize=4), 5)
+        minimize(noisy, method=method, budget=40, executor=client.get_executor())
+    assert len(noisy_calls) == 40
+
+
+noisy_calls = []
+
+
+def noisy(x):
+    noisy_calls.append(x)
+    return sphere(x) + len(noisy_calls) % 7
+
+
+def cancelled(x):
+    """Fails as if this evaluation had been cancelled, or its executor had died."""
+    if x[0] > 1.0:
+        raise (CancelledError if x[1] > 1.0 else BrokenExecutor)("of my own")
+    return sphere(x)
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_what_an_objective_s_own_executor_raises_costs_that_evaluation_only(pool):
+    with pool(2) as executor, pytest.warns(UserWarning, match="objective raised RuntimeError"):
+        result = minimize(
+            cancelled, np.full(3, 0.9), sigma0=0.5, seed=0, budget=200, executor=executor
+        )
+    assert result.nfev == 200
+    assert result.n_errors > 0
+    assert {message.partition(":")[0] for message in result.errors} == {"RuntimeError"}
+
+
+def test_what_is_no_executor_is_refused():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with pytest.raises(TypeError, match=r"executor must be a concurrent.*; got Pool"):
+            minimize(sphere, np.zeros(2), executor=pool)
+    with pytest.raises(TypeError, match=r"executor must be a concurrent.*; got int"):
+        minimize(sphere, np.zeros(2), executor=4)
 
 
 def fails(x):

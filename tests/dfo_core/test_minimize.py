@@ -96,6 +96,38 @@ def test_an_objective_that_never_works_is_an_error(vectorized):
         minimize(lambda x: None, np.zeros(3), vectorized=vectorized)
 
 
+@pytest.mark.parametrize("method", ["random", "lotfwa"])
+def test_a_first_evaluation_that_fails_does_not_end_methods_that_ask_for_one(method):
+    calls = itertools.count()
+
+    def fun(x):
+        if next(calls) < 2:
+            raise ArithmeticError("not yet")
+        return sphere(x)
+
+    arguments = {"bounds": (-1, 2), "dim": 3, "method": method, "seed": 0, "budget": 50}
+    with pytest.warns(UserWarning, match="ArithmeticError: not yet"):
+        result = minimize(fun, **arguments)
+    assert (result.nfev, result.n_errors) == (50, 2)
+    with pytest.raises(AttributeError, match="nosuch"):
+        minimize(lambda x: x.nosuch, **arguments)
+
+
+def test_an_optimizer_that_a_factory_makes_keeps_its_budget():
+    def factory(d, seed):
+        return CMAES(np.zeros(d), budget=30, seed=seed)
+
+    assert minimize(sphere, dim=3, method=factory, seed=0).nfev == 30
+    assert minimize(sphere, dim=3, method=factory, seed=0, budget=20).nfev == 20
+
+
+def test_a_start_is_found_next_to_bounds_that_are_open_on_a_side():
+    for method in ("cma-es", "nevergrad:OnePlusOne"):
+        found = minimize(sphere, bounds=(1, None), dim=3, method=method, seed=0, budget=300)
+        assert (found.x >= 1).all()
+        assert found.fun == pytest.approx(0.75, abs=0.05)
+
+
 def test_an_array_of_one_number_is_a_number():
     assert minimize(lambda x: np.array([x @ x]), np.ones(2), budget=50, seed=0).fun < 2
 
@@ -218,6 +250,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, change, message):
     minimize(sphere, budget=50, **arguments)
     with pytest.raises(ValueError, match=message):
         minimize(sphere, budget=50, **{**arguments, **change})
+
+
+def test_the_same_numbers_in_another_form_are_the_same_run(tmp_path):
+    path = tmp_path / "run.npz"
+    minimize(sphere, [0, 0], seed=np.random.default_rng(0), sigma0=1, checkpoint=path, budget=50)
+    again = {"seed": np.random.default_rng(0), "sigma0": 1.0, "checkpoint": path, "budget": 80}
+    more = minimize(sphere, np.zeros(2), **again)
+    whole = minimize(sphere, np.zeros(2), seed=np.random.default_rng(0), sigma0=1.0, budget=80)
+    assert np.array_equal(more.x, whole.x)
 
 
 def test_checkpoint_needs_an_optimizer_that_can_be_saved(tmp_path):

@@ -137,6 +137,21 @@ def test_the_budget_cuts_the_last_generation_and_can_be_raised(opt):
     assert opt.nit == 2
 
 
+def test_what_the_budget_held_back_was_never_handed_out():
+    opt = CMAES(np.zeros(5), popsize=10, budget=3, seed=0)
+    assert opt.ask().ids.tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"candidate 7 was never handed out; .* ids 0 to 2"):
+        opt.tell([7], [-1.0])
+    other = CMAES(np.zeros(5), popsize=10, budget=3, seed=1)
+    other.load_state_dict(opt.state_dict())
+    with pytest.raises(ValueError, match="candidate 3 was never handed out"):
+        other.tell([3], [-1.0])
+    other.budget = 8
+    assert other.ask().ids.tolist() == [*range(8)]
+    other.tell([7], [-1.0])
+    assert other.nfev == 1
+
+
 def test_state_refuses_what_does_not_fit(opt):
     state = opt.state_dict()
     with pytest.raises(ValueError, match="dim=3"):

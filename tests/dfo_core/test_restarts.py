@@ -211,6 +211,19 @@ def test_state_continues_bit_for_bit_across_restarts():
         assert other.stop() == opt.stop()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [(LMMAES, "algorithm='LMMAES'"), (partial(CMAES, covariance="diagonal"), "covariance=")],
+)
+def test_a_state_of_runs_of_another_algorithm_changes_nothing(algorithm, message):
+    state = IPOP(algorithm, np.zeros(3), seed=0).state_dict()
+    opt = IPOP(CMAES, np.zeros(3), seed=1)
+    before = opt.state_dict()
+    with pytest.raises(ValueError, match=message):
+        opt.load_state_dict(state)
+    np.testing.assert_equal(opt.state_dict(), before)
+
+
 def test_foreign_points_reach_the_run_and_reset_best_too():
     opt = IPOP(partial(CMAES, elitist=True), np.zeros(3), popsize=8, seed=0)
     opt.tell_foreign(np.ones(3), -1.0)
