@@ -262,9 +262,11 @@ def test_what_an_objective_s_own_executor_raises_costs_that_evaluation_only(pool
 
 
 def test_what_is_no_executor_is_refused():
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        with pytest.raises(TypeError, match=r"executor must be a concurrent.*; got Pool"):
-            minimize(sphere, np.zeros(2), executor=pool)
+    with (
+        multiprocessing.get_context("spawn").Pool(1) as pool,
+        pytest.raises(TypeError, match=r"executor must be a concurrent.*; got Pool"),
+    ):
+        minimize(sphere, np.zeros(2), executor=pool)
     with pytest.raises(TypeError, match=r"executor must be a concurrent.*; got int"):
         minimize(sphere, np.zeros(2), executor=4)
 

@@ -1,5 +1,6 @@
 """Batches: which prompts go through the model together, and where each lies."""
 
+import copy
 from dataclasses import replace
 from itertools import product
 
@@ -204,8 +205,8 @@ def test_packed_prompts_do_not_see_each_other(family, copies):
     with torch.inference_mode():
         logits = batch.at_answers(batch.run(model, copies).logits)
     expected = label_logits(model, [prompts[i] for i in batch.order])
-    for copy in logits.view(copies, len(prompts), -1)[..., list(LABEL_IDS)]:
-        torch.testing.assert_close(copy, expected, rtol=1e-5, atol=1e-5)
+    for one in logits.view(copies, len(prompts), -1)[..., list(LABEL_IDS)]:
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_attends_as_before_after_a_packed_row_and_after_an_error():
@@ -227,6 +228,12 @@ def test_a_model_attends_as_before_after_a_packed_row_and_after_an_error():
 def test_models_that_mask_attention_by_themselves_are_not_packed():
     assert not can_pack(build_model("mistral", sliding_window=16), 17)
     assert can_pack(build_model("mistral", sliding_window=16), 16)
+    mixed = build_model("llama")
+    part = copy.deepcopy(mixed.config)
+    part._attn_implementation = "eager"
+    mixed.config.vision_config = part
+    mixed.config.sub_configs = {"vision_config": type(part)}
+    assert not can_pack(mixed, 5)
     eager = build_model("llama")
     eager.set_attn_implementation("eager")
     assert not can_pack(eager, 5)

@@ -129,6 +129,22 @@ def test_memory_for_the_vocabulary_s_logits_is_limited(word_tokenizer, monkeypat
     assert losses == pytest.approx(whole.evaluate(1, candidates, adapter))
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_long_references_count_where_prompts_are_short(family, word_tokenizer, monkeypatch):
+    monkeypatch.setattr("integrations.continuation.MOST_LOGITS", 40 * 300)
+    task = make_task([("a", " ".join(["plot"] * n)) for n in (12, 15, 9, 14, 11, 3)])
+    arch = describe(build_model(family))
+    prompts = make_encoder(task, arch, word_tokenizer(arch.kind), None).encode(task.train)
+    evaluator = ContinuationEvaluator(arch, prompts, pad_id=PAD)
+    assert len(evaluator.batches) > 1
+    assert all(batch.decoder_ids.numel() <= 40 for batch in evaluator.batches)
+    candidates, adapter = random_factors(arch, 1, 3), random_adapter(arch)
+    monkeypatch.undo()
+    whole = ContinuationEvaluator(arch, prompts, pad_id=PAD, speedups=NAIVE)
+    expected = whole.evaluate(1, candidates, adapter)
+    assert evaluator.evaluate(1, candidates, adapter) == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.fixture
 def run(word_tokenizer):
     def run(family="llama", task=None, **arguments):

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from peft_reference import peft_model, set_factors
-from tiny import LAYERS, build_model, kind_of, random_adapter, random_factors
+from tiny import LAYERS, build_model, kind_of, random_adapter, random_factors, random_prompts
 
 from integrations import GenerationTask, Speedups, Task, TextExample, UserError, load_model, tune
 from integrations.adapter import Adapter
@@ -15,6 +15,7 @@ from integrations.architectures import describe
 from integrations.candidates import JointCandidates, LayerCandidates
 from integrations.evaluators import make_encoder, make_evaluator
 from integrations.generation import GenerationEvaluator
+from integrations.memory import bytes_per_token
 from integrations.text_scores import exact_match, rouge_l
 
 # Among them: fused projections, few key heads, windows, alibi, encoders and decoders.
@@ -115,6 +116,23 @@ def test_a_memory_limit_cuts_blocks_and_one_that_is_too_little_says_what_is_need
     assert evaluator_of(arch, memory_limit=200_000).block_size < evaluator_of(arch).block_size
     with pytest.raises(UserError, match=r"memory_limit of 0\.0 MB is too little: .* max_new_tok"):
         evaluator_of(arch, memory_limit=5_000)
+
+
+def test_a_memory_limit_counts_what_is_written_to_short_prompts_beside_long_ones(evaluator_of):
+    arch = describe(build_model("llama"))
+    task = make_task(max_new_tokens=20)
+    long = TextExample({"text": "the cast is " + "dull " * 35}, "the film")
+    short = [TextExample({"text": "a"}, "the film")] * 40
+    task = task.with_splits([long, *short], short, short)
+    passes = []
+    arch.layers[0].register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[:2]))
+    for limit in (300_000, 1_000_000):
+        passes.clear()
+        evaluator = evaluator_of(arch, task, memory_limit=limit, speedups=Speedups(blocks=9))
+        list(evaluator.texts(LayerCandidates(1, random_factors(arch, 1, 9)), Adapter(arch)))
+        most = limit // (bytes_per_token(arch, [random_prompts("causal")[0]], all_logits=False))
+        rows = [rows * (tokens + 20) for rows, tokens in passes if tokens > 1]
+        assert max(rows) <= most
 
 
 def test_the_model_is_as_before_and_sampling_settings_have_no_effect(evaluator_of):

@@ -60,6 +60,7 @@ def test_a_type_or_device_that_there_is_not(word_tokenizer, tmp_path):
     build_model("llama").save_pretrained(tmp_path)
     word_tokenizer("causal").save_pretrained(tmp_path)
     refused(tmp_path, "cannot be loaded on nowhere", device="nowhere")
+    refused(tmp_path, r"on a CPU \(cpu\) or an NVIDIA or AMD GPU .* got 'mps'", device="mps")
 
 
 def test_a_folder_without_weights_or_without_a_tokenizer(tmp_path):

@@ -1,5 +1,7 @@
 """A frozen model is left exactly as it was, whatever happens in between."""
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from tiny import (
@@ -17,6 +19,25 @@ from integrations import NAIVE, PopulationEvaluator, Speedups
 from integrations.architectures import FAMILIES, describe
 from integrations.metrics import cross_entropy
 from integrations.patches import Patches, evaluating
+
+
+def test_an_interrupt_between_two_of_the_undos_leaves_none_of_them(monkeypatch):
+    layer, own, calls = nn.Linear(2, 2), ExitStack.__exit__, []
+
+    def interrupted(self, *details):
+        calls.append(self)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return own(self, *details)
+
+    monkeypatch.setattr(ExitStack, "__exit__", interrupted)
+    patches = Patches()
+    patches.before(layer, lambda x: x + 1)
+    patches.replace(layer, lambda x: x)
+    with pytest.raises(KeyboardInterrupt):
+        patches.__exit__(None, None, None)
+    assert "forward" not in vars(layer)
+    assert not layer._forward_pre_hooks
 
 
 class Untouched:

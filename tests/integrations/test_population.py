@@ -23,8 +23,10 @@ from integrations import NAIVE, PopulationEvaluator, Speedups, UserError
 from integrations.adapter import Adapter
 from integrations.architectures import describe
 from integrations.batches import CPU_MOST_TOKENS
+from integrations.candidates import LayerCandidates
 from integrations.memory import bytes_per_token
 from integrations.metrics import cross_entropy, error_rate, hinge, make_loss
+from integrations.tuned_layer import SharedBase
 
 # -- the six steps --------------------------------------------------------------------------------
 
@@ -102,6 +104,55 @@ def test_the_block_size_is_measured_once_and_no_more_than_the_population():
     assert 1 <= measured <= 6
     evaluator.evaluate(1, random_factors(arch, 1, 20), Adapter(arch))
     assert evaluator.block_size == measured
+
+
+def test_the_block_size_is_measured_on_the_batch_with_most_tokens(monkeypatch):
+    arch = describe(build_model("llama"))
+    measured = []
+
+    def seconds(self, number, block, adapter):
+        measured.append(self.batches[number].tokens)
+        return len(block)
+
+    monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
+    evaluator = make_evaluator(arch, lengths=[5] * 90 + [60] * 7 + [3] * 30)
+    evaluator.choose_block_size(LayerCandidates(1, random_factors(arch, 1, 6)), Adapter(arch))
+    assert len(evaluator.batches) > 1
+    assert {*measured} == {max(batch.tokens for batch in evaluator.batches)}
+
+
+def test_what_candidates_share_holds_no_copies(monkeypatch):
+    shared = []
+
+    class Kept(SharedBase):
+        def __init__(self):
+            super().__init__()
+            shared.append(self)
+
+    monkeypatch.setattr("integrations.population.SharedBase", Kept)
+    arch = describe(build_model("llama"))
+    evaluator = make_evaluator(arch, speedups=Speedups(blocks=4))
+    evaluator.evaluate(2, random_factors(arch, 2, 8), Adapter(arch))
+    used = [base for base in shared if base.input is not None]
+    assert used
+    for base in used:
+        assert base.input.untyped_storage().nbytes() == base.input.nbytes
+
+
+class Halved(torch.nn.Linear):
+    """A head that does more than multiply."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_head_that_does_more_than_multiply_is_run_as_it_is():
+    model = build_model("llama")
+    model.lm_head.__class__ = Halved
+    arch = describe(model)
+    fast = make_evaluator(arch).logits(Adapter(arch))
+    expected = label_logits(model, random_prompts("causal", LENGTHS))
+    assert fast == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "roberta"])

@@ -19,11 +19,17 @@ from integrations import PopulationEvaluator, UserError
 from integrations.architectures import describe
 from integrations.batches import make_batches
 from integrations.metrics import cross_entropy
-from integrations.spaces import INIT_STD, make_spaces
+from integrations.spaces import INIT_STD, _applied_rank, make_spaces
 from lora_kernels import SeededProjection
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 MIXED, EQUAL = (9, 5, 12, 5, 7), (8, 8, 8, 8)
+
+
+def test_ranks_add_up_where_targets_take_turns_in_a_projection():
+    assert _applied_rank(describe(build_model("gpt_neox")), 40) == 80
+    for family in ("llama", "gpt2"):
+        assert _applied_rank(describe(build_model(family)), 40) == 40
 
 
 def spaces_of(arch, prompts, **settings):

@@ -66,6 +66,16 @@ def test_columns_that_are_not_one_stretch(backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_results_are_contiguous_whatever_the_bases_strides(backend):
+    """As the ops' fake implementations say, for torch.compile."""
+    x, base = torch.randn(5, 12), torch.randn(5, 3, 8).transpose(0, 1)
+    factors = _factors(3, 2, 12, 8)
+    y = apply_deltas(x, base, factors, backend=backend)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, apply_deltas(x, base.contiguous(), factors, backend=backend))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_scattered_columns_of_several_deltas(backend):
     """Two targets whose heads take turns in one output, beside a base with a plain delta."""
     torch.manual_seed(0)
@@ -77,6 +87,8 @@ def test_scattered_columns_of_several_deltas(backend):
     expected = apply_deltas(x, base, of_q, 0.7, columns=q, backend=backend)
     expected = apply_deltas(x, expected, of_v, 0.7, columns=v, backend=backend)
     torch.testing.assert_close(y, expected)
+    short = (Delta(of_q, 0, q.int()), Delta(of_o, 1), Delta(of_v, 0, v.int()))
+    torch.testing.assert_close(apply_deltas_grouped(x, (base, other), short, 0.7, backend)[0], y)
     torch.testing.assert_close(z, apply_deltas(x, other, of_o, 0.7, backend=backend))
 
 
@@ -148,6 +160,7 @@ def test_empty_groups(backend, candidates, tokens, x_shared):
         ([(0, None, 3)], r"none for \[1\]"),
         ([(0, None, 3), (2, None, 3)], "goes to base 2, but there are 2"),
         ([(0, None, 3), (-1, None, 3)], "goes to base -1"),
+        ([(0, None, 3), (2, torch.arange(8), 3)], "goes to base 2, but there are 2"),
         ([(0, None, 3), (1, (0, 8), 3), (1, (7, 15), 3)], "base 1 columns 0 to 8 and those from 7"),
         ([(0, None, 3), (1, (0, 8), 2)], r"as many candidates; got \[2, 3\]"),
         ([(0, None, 3), (1, (20, 28), 3)], "base's 24"),

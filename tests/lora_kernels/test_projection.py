@@ -66,6 +66,13 @@ def test_stored_in_another_type_than_z(seeded, z_dtype, backend):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_sums_are_in_float32_whatever_the_types(backend):
+    z, stored = torch.tensor([[300.0]]).half(), StoredProjection(torch.tensor([[300.0]]))
+    found = project(z, stored, backend=backend, dtype=torch.float32)
+    assert found.item() == 90_000  # beyond float16
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("stored", [True, False])
 def test_factors_of_another_type_than_z(seeded, stored, backend):
     z, projection = torch.randn(3, 13), seeded.materialize() if stored else seeded
