@@ -55,15 +55,22 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
         exchanged, and no prompt is longer than a window that the attention is limited to.
     """
     config = model.config.get_text_config()
-    # Exchanging it, and putting it back, is for a model with all its parts.
-    parts = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
     windows = [getattr(config, name, None) for name in WINDOWS]
     return (
         bool(getattr(model, "_supports_attention_backend", False))
-        and all(part is None or part._attn_implementation == OWN for part in parts)
+        # Exchanging it, and putting it back, is for a model with all its parts.
+        and all(part._attn_implementation == OWN for part in _parts(model.config))
         and "position_ids" in inspect.signature(model.forward).parameters
         and all(longest <= window for window in windows if isinstance(window, int))
     )
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A configuration and those inside it."""
+    yield config
+    for name in config.sub_configs:
+        if (part := getattr(config, name)) is not None:
+            yield from _parts(part)
 
 
 _current: ContextVar[Sequence[Segment]] = ContextVar("segments")

@@ -21,7 +21,8 @@ from integrations.architectures import Architecture, Target
 from integrations.batches import PromptBatch
 from integrations.errors import UserError, unknown
 from integrations.patches import Patches
-from lora_kernels import MAX_RANK, Factors, Projection, SeededProjection, StoredProjection, project
+from lora_kernels import Factors, Projection, SeededProjection, StoredProjection, project
+from lora_kernels.tiles import MAX_RANK
 
 LayerFactors = Mapping[str, Factors]
 """The factors of one layer's targets, P candidates each."""

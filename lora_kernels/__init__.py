@@ -10,10 +10,8 @@ from lora_kernels.deltas import Delta, Factors, apply_deltas, apply_deltas_group
 from lora_kernels.fused import project_and_apply
 from lora_kernels.ops import Availability, backends
 from lora_kernels.projection import Projection, SeededProjection, StoredProjection, project
-from lora_kernels.tiles import MAX_RANK
 
 __all__ = [
-    "MAX_RANK",
     "Availability",
     "Delta",
     "Factors",

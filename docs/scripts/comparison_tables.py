@@ -5,6 +5,10 @@
 Each folder is the ``--out`` of a `dfo-lora compare`; its name is the task's. One that differs from
 another in the type of the weights only has its rows in that one's table. Writes
 docs/results/tables.md, which docs/comparison.md takes in, and a plot beside the results.
+
+    python docs/scripts/comparison_tables.py --compact docs/results/four-minutes/*/
+
+writes one table of all folders, docs/results/four-minutes.md.
 """
 
 from __future__ import annotations
@@ -154,12 +158,35 @@ def section(group: list[Compared]) -> str:
     )
 
 
-def main(folders: Annotated[list[Path], typer.Argument()]) -> None:
+def one_table(found: list[Compared]) -> str:
+    """All comparisons as one table."""
+    lines = [
+        markdown_row(["task", "seeds", "method", *HEADS]),
+        markdown_row(["---", "--:", "---", *["--:"] * len(HEADS)]),
+    ]
+    for compared in found:
+        seeds = str(len({outcome.seed for outcome in compared.outcomes}))
+        lines += [
+            markdown_row([compared.folder.name, seeds, compared.title(row), *cells(row)])
+            for row in compared.rows
+        ]
+    return "\n".join([*lines, ""])
+
+
+def main(
+    folders: Annotated[list[Path], typer.Argument()],
+    compact: Annotated[bool, typer.Option(help="One table of all folders")] = False,
+) -> None:
     """Write the tables and plots."""
     there = [folder.resolve() for folder in folders if (folder / SETTINGS).exists()]
-    groups = grouped([Compared.read(folder) for folder in there])
-    TARGET.write_text("\n".join([overview(groups), *map(section, groups)]))
-    print(f"wrote {TARGET}")
+    found = [Compared.read(folder) for folder in there]
+    if compact:
+        target = there[0].parent.with_suffix(".md")
+        target.write_text(one_table(found))
+    else:
+        target, groups = TARGET, grouped(found)
+        target.write_text("\n".join([overview(groups), *map(section, groups)]))
+    print(f"wrote {target}")
 
 
 if __name__ == "__main__":
