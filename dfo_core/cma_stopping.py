@@ -118,7 +118,7 @@ class StoppingCriteria:
         if self._first_median == math.inf:
             self._first_median = middle
         self._lowest_median = min(self._lowest_median, middle)
-        self._range = worst - best if worst < math.inf else math.inf
+        self._range = worst - best if len(losses) > 1 and worst < math.inf else math.inf
         flat = len(losses) > 1 and best == losses[int(0.75 * len(losses))] < math.inf
         self._flat = self._flat + 1 if flat else 0
         self._watch(mean)

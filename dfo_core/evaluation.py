@@ -77,6 +77,7 @@ class Objective:
         self.n_errors = 0
         self.messages: list[str] = []
         self._worked = False
+        self._first_error: Exception | None = None
 
     def __call__(self, x: FloatArray, time_left: TimeLeft) -> Outcome:
         """Evaluate candidates (n, d), as many as there is time for.
@@ -92,10 +93,17 @@ class Objective:
         else:
             self._evaluate_here(x, time_left, outcome)
         self._worked |= int(outcome.done.sum()) > len(outcome.errors)
-        if not self._worked and self.n_errors + len(outcome.errors) >= FEWEST_CALLS:
-            raise next(iter(outcome.errors.values()))
-        self._count(list(outcome.errors.values()))
+        errors = list(outcome.errors.values())
+        self._first_error = self._first_error or next(iter(errors), None)
+        if self.n_errors + len(errors) >= FEWEST_CALLS:
+            self.raise_if_nothing_worked()
+        self._count(errors)
         return outcome
+
+    def raise_if_nothing_worked(self) -> None:
+        """Raise what the objective raised first, unless a call has worked or none was made."""
+        if not self._worked and self._first_error is not None:
+            raise self._first_error
 
     def close(self) -> None:
         """Shut down the executor if it was made here."""

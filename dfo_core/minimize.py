@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, Executor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,8 +47,8 @@ def minimize(
 
     A call of `fun` that raises costs its own evaluation only: the candidate counts as invalid,
     the first such error is shown as a warning, all are counted in the result. If no call has worked
-    when a batch ends with five or more that raised, an error is raised instead, as nothing can come
-    of it.
+    when five or more have raised, or when the run ends, the error is raised instead, as nothing can
+    come of it.
 
     A call that kills its worker (a segmentation fault, the out-of-memory killer) breaks a whole
     pool of processes. In place of a `ProcessPoolExecutor`, and of any executor that was given as
@@ -115,7 +116,7 @@ def minimize(
         # Before it is built, as some methods plan with their budget.
         budget = BUDGET_PER_DIMENSION * infer_dim(dim, x0, bounds)
     opt = as_optimizer(
-        method,
+        partial(_with_budget, method) if budget is None and is_factory(method) else method,
         dim=dim,
         seed=seed,
         x0=x0,
@@ -154,7 +155,16 @@ def minimize(
                 stopped["max_seconds"] = max_seconds
     finally:
         objective.close()
+    objective.raise_if_nothing_worked()
     return _as_scipy(opt.result, objective, stopped)
+
+
+def _with_budget(factory: Callable[[int, Any], Any], d: int, seed: Any) -> Any:
+    """What a factory returns, with the default budget if that has still to be built."""
+    made = factory(d, seed)
+    if hasattr(made, "ask"):
+        return made
+    return as_optimizer(made, dim=d, budget=BUDGET_PER_DIMENSION * d)
 
 
 def _wants_to_stop(callback: Callable[[Result], Any], result: Result) -> bool:

@@ -13,7 +13,7 @@ from dfo_core.protocol import Batch, Result
 from dfo_core.state import check_shared, generator, same
 from dfo_core.validation import FloatArray, IntArray, as_float_array, as_points, as_positive_int
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 class Optimizer(ABC):

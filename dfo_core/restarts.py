@@ -262,7 +262,6 @@ class Restarts(Optimizer):
         start = self._restart_box
         return {
             **super()._settings(),
-            "algorithm": type(self._inner).__name__,
             "x0": self._x0,
             "popsize": self._popsize0,
             "sigma0": self._sigma0,

@@ -4,7 +4,8 @@
 
 A classic of constrained design (Ragsdell & Phillips 1976): weld height and length, beam depth and
 width, against shear stress, bending stress, buckling and deflection. The best design published for
-this formulation costs 1.724852 (Coello Coello & Mezura Montes 2002 and many since).
+this formulation costs 1.724852 (Cagnina, Esquivel & Coello Coello 2008, Informatica 32, 319-326,
+and many since).
 """
 
 from __future__ import annotations

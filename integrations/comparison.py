@@ -236,6 +236,7 @@ def compare(
     path = Path(folder)
     done = {(outcome.method, outcome.seed): outcome for outcome in read_outcomes(path)}
     _require_same(path, comparison, done.values())
+    done = {key: outcome for key, outcome in done.items() if outcome.error is None}
     if any((method, seed) not in done for seed in seeds for method in names):
         _apart(_check, comparison, seeds[0], isolate=isolate)
     _claim(path, comparison)
@@ -244,8 +245,8 @@ def compare(
     for seed in seeds:
         for method in names:
             outcome = done.get((method, seed))
-            known = outcome is not None and outcome.error is None
-            if outcome is None or not known:
+            known = outcome is not None
+            if outcome is None:
                 outcome = _attempt(comparison, method, seed, isolate)
                 _append(path / RESULTS, outcome)
             outcomes.append(outcome)
@@ -286,7 +287,7 @@ def _apart(function: Callable[..., Found], *arguments: Any, isolate: bool) -> Fo
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(_quietly, function, *arguments).result()
     except BrokenProcessPool:
-        raise UserError("its process died, perhaps for lack of memory") from None
+        raise UserError("the process that ran it died, perhaps for lack of memory.") from None
 
 
 def _quietly(function: Callable[..., Found], *arguments: Any) -> Found:
@@ -341,4 +342,4 @@ def _drop_half_line(path: Path) -> None:
 
 def _append(path: Path, outcome: Outcome) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"outcome": asdict(outcome)}) + "\n")
+        file.write(json.dumps({"outcome": plain(outcome)}) + "\n")

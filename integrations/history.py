@@ -93,8 +93,8 @@ class History:
         )
 
 
-def plain(record: Visit | DevScore) -> dict[str, Any]:
-    """A record as a dictionary for JSON, which has neither NaN nor infinity: None stands there."""
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass's fields for JSON, which has neither NaN nor infinity: None stands there."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(record).items()

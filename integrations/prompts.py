@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import Kind, family_of
@@ -34,7 +36,8 @@ def longest_prompt(
         max_length: What is asked for; None for 512, or as many as the model has positions for.
 
     Raises:
-        UserError: If the model has not so many positions, or none is left for a prompt.
+        UserError: If the model has a table of positions with fewer rows, or was made for fewer with
+            the new ones among them, or none is left for a prompt.
     """
     config = getattr(model.config, "text_config", model.config)
     positions = getattr(config, "max_position_embeddings", None)
@@ -48,13 +51,19 @@ def longest_prompt(
         )
     if max_length is None:
         return int(min(MAX_LENGTH, free))
-    if max_length > free:
+    if max_length > free and (new_tokens or _has_position_table(model)):
         beside = f" beside {new_tokens} new ones" if new_tokens else ""
         raise UserError(
             f"max_length must not exceed the {free} tokens that the model has positions for"
             f"{beside}; got {max_length}."
         )
     return max_length
+
+
+def _has_position_table(model: PreTrainedModel) -> bool:
+    """Whether positions are looked up, rather than turned into angles or distances."""
+    tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    return any(re.search(r"(^|\.)wpe$|position", name) for name in tables)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -19,6 +18,7 @@ from integrations.adapter import Adapter
 from integrations.callbacks import Progress
 from integrations.errors import UserError
 from integrations.files import replace_file
+from integrations.history import plain
 from integrations.peft_format import CONFIG
 from integrations.result import TuneResult
 from integrations.scoring import Score, Scorer
@@ -124,7 +124,7 @@ def finish(result: TuneResult, folder: Path, command: str) -> None:
     """
     test = result.tested
     result.save(folder, command=command)
-    scores = {name: asdict(score) for name, score in test.items()}
+    scores = {name: plain(score) for name, score in test.items()}
     with replace_file(folder / SCORES_FILE) as beside:
         beside.write_text(json.dumps(scores, indent=2) + "\n")
     history = result.history
@@ -173,7 +173,7 @@ def summary(result: TuneResult, folder: Path) -> dict[str, Any]:
         "settings": dict(result.settings),
         "metric": result.encoder.task.metric,
         "dev": {name: {"score": look.score, "loss": look.loss} for name, look in dev.items()},
-        "test": {name: asdict(score) for name, score in result.tested.items()},
+        "test": {name: plain(score) for name, score in result.tested.items()},
         "evaluations": history.scores[-1].evaluations,
         "chosen_at": history.best.evaluations,
         "seconds": history.scores[-1].seconds,

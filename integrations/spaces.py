@@ -150,9 +150,10 @@ def make_spaces(
     if not (isinstance(std, numbers.Real) and math.isfinite(std) and std > 0):
         raise UserError(f"init_std must be a positive number; got {std!r}.")
     if arch.model.device.type == "cuda" and (most := _applied_rank(arch, rank)) > MAX_RANK:
+        sharing = f", and targets that share a projection {most} together" if most > rank else ""
         raise UserError(
-            f"the kernels on a GPU apply ranks up to {MAX_RANK}, and rank {rank} is {most} where "
-            f"targets share a projection; lower rank to {rank * MAX_RANK // most}."
+            f"the kernels on a GPU apply ranks up to {MAX_RANK}; rank is {rank}{sharing}. Lower it "
+            f"to {rank * MAX_RANK // most}."
         )
     part_dim = dim // parts
     scales = _measure_targets(arch, batches) if init == "calibrated" else []

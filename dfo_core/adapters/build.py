@@ -69,7 +69,8 @@ def as_optimizer(
             What each library can and cannot do is in its adapter's docstring.
         dim: Number of coordinates; needed where x0 and bounds do not say it.
         seed: Seed of the generator; for a factory it is handed on.
-        x0: (d,) start point. None: the middle of finite bounds, else zeros; "lotfwa", bounded
+        x0: (d,) start point. None: the middle of finite bounds, else zeros or what the bounds have
+            next to them; "lotfwa", bounded
             "random" and "quasi-random", and optuna then have no start point.
         bounds: (lower, upper), each None, a number or (d,); "lotfwa" and optuna need them, evosax
             and evotorch know none.
@@ -77,7 +78,7 @@ def as_optimizer(
         budget: Largest number of evaluations; set on an optimizer that exists already.
         sigma0: Initial standard deviation in the units of x. None: 0.3 times the width of the
             narrowest bound if there are finite bounds, else 1; nevergrad's own choice for its
-            optimizers.
+            optimizers. "lotfwa", bounded "random" and "quasi-random" take none.
         target: Loss at which to stop; set on an optimizer that exists already.
 
     Returns:
@@ -100,7 +101,7 @@ def as_optimizer(
             return built
     if isinstance(obj, type) and hasattr(obj, "ask"):
         raise TypeError(f"{obj.__name__} is a class: pass an instance, or a function f(dim, seed)")
-    if callable(obj) and not hasattr(obj, "ask"):  # a factory
+    if is_factory(obj):
         del arguments["seed"]  # the factory's
         refuse("a factory", BUILT, **arguments)
         d = infer_dim(dim, x0, bounds)
@@ -113,9 +114,8 @@ def as_optimizer(
 
 def is_factory(obj: Any) -> bool:
     """Whether `as_optimizer` calls an object, f(dim, seed), to get an optimizer."""
-    if isinstance(obj, type) or any(k.builds(obj) for k in (NevergradOptimizer, OptunaOptimizer)):
-        return False
-    return callable(obj) and not hasattr(obj, "ask")
+    builds = any(kind.builds(obj) for kind in (NevergradOptimizer, OptunaOptimizer))
+    return callable(obj) and not hasattr(obj, "ask") and not builds
 
 
 def _from_name(

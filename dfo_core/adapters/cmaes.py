@@ -74,7 +74,8 @@ class CmaesOptimizer(ForeignOptimizer):
         Args:
             method: One of `METHODS`.
             dim: Number of coordinates.
-            x0: (d,) initial mean; None for the middle of finite bounds, else zeros.
+            x0: (d,) initial mean; None for the middle of finite bounds, else zeros or
+                what the bounds have next to them.
             sigma0: Initial step size; None for 0.3 times the narrowest finite bound, else 1.
             bounds: (lower, upper) or None. `CMAwM` treats every coordinate as continuous.
             popsize: Population size, at least 2; None for the class's default.

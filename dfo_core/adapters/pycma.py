@@ -44,7 +44,8 @@ class PycmaOptimizer(ForeignOptimizer):
 
         Args:
             dim: Number of coordinates d.
-            x0: (d,) initial mean; None for the middle of finite bounds, else zeros.
+            x0: (d,) initial mean; None for the middle of finite bounds, else zeros or
+                what the bounds have next to them.
             sigma0: Initial step size; None for 0.3 times the narrowest finite bound, else 1.
             bounds: (lower, upper) or None.
             popsize: Population size; None for pycma's default.

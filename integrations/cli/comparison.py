@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from integrations.cli.config import write_config
+from integrations.cli.config import require_no_other, write_config
 from integrations.cli.options import (
     OUTPUT,
     SEARCH,
@@ -122,6 +122,7 @@ def compare(
     numbers = _numbers("--seeds", seeds, int)
     folder = out or Path("runs") / f"compare-{Path(model).name}-{task.replace('/', '-')}"
     require_folder(folder)
+    require_no_other(folder)
     metric = comparison.split(numbers[0]).metric if numbers else "score"
     total = len(names) * len(numbers)
     with _Watch(total) as watch:

@@ -11,6 +11,7 @@ A file is what the command line would be: options by name, with - or _::
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,24 @@ def write_config(ctx: typer.Context, folder: Path) -> None:
     with replace_file(path) as beside:
         text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         beside.write_text(head + text, encoding="utf-8")
+
+
+def writer_of(folder: Path) -> str | None:
+    """The command that wrote a folder's options; "" if none of ours did, None if there are none."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return None
+    found = re.match(r"# dfo-lora (\w+)", path.read_text(encoding="utf-8", errors="replace"))
+    return found[1] if found else ""
+
+
+def require_no_other(folder: Path) -> None:
+    """Raise UserError if a folder's options are somebody's own, as a run's would replace them."""
+    if writer_of(folder) == "":
+        raise UserError(
+            f"{folder / CONFIG_FILE} is no run's, and the run's options would replace it; move it "
+            "away, or pass another --out."
+        )
 
 
 def command_line(ctx: typer.Context) -> str:

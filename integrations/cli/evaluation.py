@@ -37,6 +37,7 @@ from integrations.demo import demo_task
 from integrations.environment import versions
 from integrations.errors import UserError, unknown
 from integrations.files import replace_file
+from integrations.history import plain
 from integrations.metrics import LOSS_NAMES, make_loss
 from integrations.models import load_model
 from integrations.peft_format import load_adapter
@@ -96,7 +97,7 @@ def evaluate(
         table.add_row(name, f"{score.score:.3f}", f"{score.loss:.4f}", str(score.examples))
     console.print(table)
     if as_json:
-        found = {name: asdict(score) for name, score in scores.items()}
+        found = {name: plain(score) for name, score in scores.items()}
         about = {"model": model, "task": data_task.name, "adapter": adapter and str(adapter)}
         about |= {"split": split, "metric": data_task.metric}
         print_json({**about, "scores": found})

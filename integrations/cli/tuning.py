@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from integrations.callbacks import Callback, Progress, TensorBoard
 from integrations.checkpoint import holds_run
-from integrations.cli.config import CONFIG_FILE, command_line, write_config
+from integrations.cli.config import command_line, require_no_other, write_config, writer_of
 from integrations.cli.options import (
     DELTAS,
     OUTPUT,
@@ -335,19 +335,19 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         return
     if (folder / CONFIG).exists():
         raise _taken(folder)
-    if (folder / CONFIG_FILE).exists() and not (folder / CHECKPOINT).is_dir():
-        raise UserError(
-            f"{folder / CONFIG_FILE} is there already, and the run's options would replace it; "
-            "pass another --out, or --overwrite to replace it."
-        )
+    require_no_other(folder)
 
 
 def _require_demo(folder: Path, name: str) -> None:
     """Refuse a folder with another run than the demo's."""
     require_folder(folder)
-    if not any((folder / file).exists() for file in (CONFIG, CONFIG_FILE, CHECKPOINT)):
-        return
-    if not (folder / RUN_FILE).exists() or RunRecord.read(folder).settings.get("task") != name:
+    recorded = (folder / RUN_FILE).exists()
+    if (
+        holds_run(folder / CHECKPOINT)
+        or writer_of(folder) not in (None, "demo")
+        or (recorded and RunRecord.read(folder).settings.get("task") != name)
+        or ((folder / CONFIG).exists() and not recorded)
+    ):
         raise UserError(f"{folder} holds something else than a demo; pass another --out.")
 
 

@@ -188,6 +188,14 @@ def test_a_foreign_loss_told_again_and_again_is_no_sign_of_the_end(strategy):
         assert not opt.stop()
 
 
+def test_a_single_sampled_loss_has_no_range():
+    opt = CMAES(np.zeros(3), popsize=2, seed=0)
+    for _ in range(3):
+        opt.tell_foreign(np.ones(3), 5.0)
+        opt.tell(opt.ask(), [3.0])
+        assert not opt.stop()
+
+
 def test_the_elites_step_is_cut():
     n = 5
     opt = CMAES(np.zeros(n), 0.5, 8, seed=3, elitist=True)

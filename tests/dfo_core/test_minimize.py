@@ -121,6 +121,16 @@ def test_an_optimizer_that_a_factory_makes_keeps_its_budget():
     assert minimize(sphere, dim=3, method=factory, seed=0, budget=20).nfev == 20
 
 
+def test_a_factory_may_return_a_name_that_plans_with_its_budget():
+    result = minimize(sphere, dim=2, method=lambda d, seed: "nevergrad:NGOpt", target=0.2)
+    assert result.fun <= 0.2
+
+
+def test_a_run_that_ends_before_anything_worked_is_an_error():
+    with pytest.warns(UserWarning, match="nosuch"), pytest.raises(AttributeError, match="nosuch"):
+        minimize(lambda x: x.nosuch, np.zeros(3), budget=3)
+
+
 def test_a_start_is_found_next_to_bounds_that_are_open_on_a_side():
     for method in ("cma-es", "nevergrad:OnePlusOne"):
         found = minimize(sphere, bounds=(1, None), dim=3, method=method, seed=0, budget=300)

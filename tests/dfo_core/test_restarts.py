@@ -213,7 +213,7 @@ def test_state_continues_bit_for_bit_across_restarts():
 
 @pytest.mark.parametrize(
     ("algorithm", "message"),
-    [(LMMAES, "algorithm='LMMAES'"), (partial(CMAES, covariance="diagonal"), "covariance=")],
+    [(LMMAES, "state is of LMMAES"), (partial(CMAES, covariance="diagonal"), "covariance=")],
 )
 def test_a_state_of_runs_of_another_algorithm_changes_nothing(algorithm, message):
     state = IPOP(algorithm, np.zeros(3), seed=0).state_dict()

@@ -32,4 +32,10 @@ def packed(layer):
     return layer
 
 
-QUANTIZED = {"opaque": opaque, "packed": packed}
+def scaled(layer):
+    """A linear layer in float8, whose scales are kept beside it."""
+    layer.weight = nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    return layer
+
+
+QUANTIZED = {"opaque": opaque, "packed": packed, "scaled": scaled}

@@ -124,18 +124,29 @@ def test_files_of_somebody_elses_are_not_replaced(dfo_lora, tune_arguments, tmp_
     (tmp_path / "README.md").write_text("# My project, which uses dfo-lora\n")
     status, out, err = dfo_lora(*tune_arguments(out=tmp_path, budget=5))
     assert (status, err) == (0, "")
-    assert "is no model card of dfo-lora and stays as it is" in out
+    assert out.count("is no model card of dfo-lora and stays as it is") == 1
     assert (tmp_path / "README.md").read_text().startswith("# My project")
     own = tmp_path / "own"
     own.mkdir()
     (own / "config.yaml").write_text("# mine\nbudget: 5\n")
     status, _, err = dfo_lora(*tune_arguments(out=own))
     assert (status, err.count("\n")) == (2, 1)
-    assert "config.yaml is there already" in err
+    assert "config.yaml is no run's" in err
     assert (own / "config.yaml").read_text() == "# mine\nbudget: 5\n"
     status, _, err = dfo_lora("demo", "--out", tmp_path)
     assert (status, err.count("\n")) == (2, 1)
     assert "something else than a demo" in err
+
+
+def test_what_a_killed_run_left_is_its_own(dfo_lora, tune_arguments, own_module):
+    """Options, but no adapter and, of an optimizer that cannot be saved, no checkpoint."""
+    folder = own_module() / "run"
+    own = tune_arguments(out=folder, optimizer="own_optimizer:make", budget=5)
+    assert dfo_lora(*own)[0] == 0
+    for path in folder.iterdir():
+        if path.name != "config.yaml":
+            path.unlink()
+    assert dfo_lora(*own)[0] == 0
 
 
 def test_a_finished_run_is_shown_again(dfo_lora, tune_arguments, tmp_path, monkeypatch):
@@ -277,7 +288,7 @@ BAD = {
     "init_std": ({"init_std": -1}, "init_std must be"),
     "popsize": ({"popsize": 1}, "popsize"),
     "test_limit": ({"test_limit": 0}, "test_limit must be at least 1; got 0"),
-    "max_length": ({"max_length": 65}, "must not exceed the 64 tokens"),
+    "max_length": ({"max_length": 0}, "max_length must be a whole number of 1"),
     "column": ({"column": "text"}, "FIELD=COLUMN"),
     "dtype": ({"dtype": "int3"}, "float32"),
     "model": ({"model": "no/such"}, "'no/such'"),

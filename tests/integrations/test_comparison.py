@@ -116,6 +116,9 @@ def test_failures_alone_do_not_hold_a_folder(comparison, tmp_path, monkeypatch):
     monkeypatch.setattr("integrations.comparison.fit", fail)
     assert compare(comparison, ["f-lora"], [0], tmp_path, isolate=False)[0].error is not None
     monkeypatch.undo()
+    nowhere = replace(comparison, model="no/such")
+    with pytest.raises(UserError, match="no/such"):
+        compare(nowhere, ["f-lora"], [0], tmp_path, isolate=False)
     other = replace(comparison, budget=7)
     assert compare(other, ["f-lora"], [0], tmp_path, isolate=False)[0].error is None
     assert json.loads((tmp_path / SETTINGS).read_text())["comparison"]["budget"] == 7

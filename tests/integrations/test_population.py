@@ -115,10 +115,11 @@ def test_the_block_size_is_measured_on_the_batch_with_most_tokens(monkeypatch):
         return len(block)
 
     monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
-    evaluator = make_evaluator(arch, lengths=[5] * 90 + [60] * 7 + [3] * 30)
+    monkeypatch.setattr("integrations.population.can_pack", lambda *_: False)
+    evaluator = make_evaluator(arch, lengths=[5] * 100 + [20] * 3 + [60] * 2)
     evaluator.choose_block_size(LayerCandidates(1, random_factors(arch, 1, 6)), Adapter(arch))
-    assert len(evaluator.batches) > 1
-    assert {*measured} == {max(batch.tokens for batch in evaluator.batches)}
+    assert [batch.tokens for batch in evaluator.batches] == [500, 60, 120]
+    assert {*measured} == {500}
 
 
 def test_what_candidates_share_holds_no_copies(monkeypatch):

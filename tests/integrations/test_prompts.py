@@ -279,8 +279,26 @@ def test_prompts_fit_the_models_positions(family, positions, longest):
     assert longest_prompt(model) == longest
     reserved = {"roberta": 2}.get(family, 0)
     assert longest_prompt(model, max_length=positions - reserved) == positions - reserved
+    if family == "llama":  # rotates, by any angle
+        assert longest_prompt(model, max_length=positions + 1) == positions + 1
+        return
     with pytest.raises(UserError, match=f"{positions - reserved} tokens.*got {positions + 1}"):
         longest_prompt(model, max_length=positions + 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_longer_prompt_than_is_allowed_would_not_run(family):
+    model = build_model(family)
+    ids = torch.full((1, POSITIONS + 1), 20)
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if family in SEQ2SEQ else {})}
+    try:
+        longest_prompt(model, max_length=POSITIONS + 1)
+    except UserError:
+        with pytest.raises((IndexError, RuntimeError, ValueError)), torch.no_grad():
+            model(**inputs)
+    else:
+        with torch.no_grad():
+            assert model(**inputs).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
