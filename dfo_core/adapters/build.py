@@ -70,8 +70,8 @@ def as_optimizer(
         dim: Number of coordinates; needed where x0 and bounds do not say it.
         seed: Seed of the generator; for a factory it is handed on.
         x0: (d,) start point. None: the middle of finite bounds, else zeros or what the bounds have
-            next to them; "lotfwa", bounded
-            "random" and "quasi-random", and optuna then have no start point.
+            next to them; "lotfwa", bounded "random" and "quasi-random", and optuna then have no
+            start point.
         bounds: (lower, upper), each None, a number or (d,); "lotfwa" and optuna need them, evosax
             and evotorch know none.
         popsize: Candidates a generation; None for the optimizer's default.

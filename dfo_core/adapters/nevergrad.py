@@ -96,7 +96,8 @@ class NevergradOptimizer(ForeignOptimizer):
             method: A name of `ng.optimizers.registry`, or one of nevergrad's optimizer classes or
                 configured optimizers.
             dim: Number of coordinates.
-            x0: (d,) start, nevergrad's `init`; None for zeros, or the middle of the bounds.
+            x0: (d,) start, nevergrad's `init`; None for the middle of finite bounds,
+                else zeros or what the bounds have next to them.
             sigma0: Standard deviation of the first steps; None for nevergrad's own choice.
             bounds: (lower, upper) or None.
             popsize: nevergrad's `num_workers`: candidates asked for together; None for 1, which

@@ -3,12 +3,12 @@
     python docs/scripts/comparison_tables.py docs/results/*/
 
 Each folder is the ``--out`` of a `dfo-lora compare`; its name is the task's. One that differs from
-another in the type of the weights only has its rows in that one's table. Writes
-docs/results/tables.md, which docs/comparison.md takes in, and a plot beside the results.
+another in the type of the weights only has its rows in that one's table. Writes the tables into
+docs/comparison.md, between two marks, and a plot beside the results.
 
     python docs/scripts/comparison_tables.py --compact docs/results/four-minutes/*/
 
-writes one table of all folders, docs/results/four-minutes.md.
+writes one table of all folders, between two other marks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from integrations.comparison_plots import plot_comparison
 from integrations.comparison_summary import Row, cells, summarize
 from integrations.report import duration
 
-TARGET = Path(__file__).parents[1] / "results" / "tables.md"
+PAGE = Path(__file__).parents[1] / "comparison.md"
 HEADS = ("test %", "dev %", "evaluations", "seconds", "extra MB", "tuned numbers")
 
 
@@ -135,18 +135,19 @@ def section(group: list[Compared]) -> str:
         f"{settings['budget']:,.0f} evaluations" if settings["budget"] else "",
         duration(settings["seconds"]) if settings["seconds"] else "",
     ]
+    limit = f"at most {settings['test_limit']}" if settings["test_limit"] else "all"
     marks = [f"after {100 * mark:.0f} %" for mark in settings["marks"]]
     seeds = sorted({outcome.seed for outcome in usual.outcomes})
-    plot = f"{folder.relative_to(TARGET.parents[1]).as_posix()}/comparison.png"
+    plot = f"{folder.relative_to(PAGE.parent).as_posix()}/comparison.png"
     return "\n".join(
         [
             f"## {folder.name}",
             "",
             f"{settings['model']}, {settings['shots']} examples a class, seeds "
             f"{', '.join(map(str, seeds))}, {' and '.join(filter(None, limits))} a run, "
-            f"{settings['test_limit'] or 'all'} test examples, {usual.about['threads']} threads, "
-            f"PyTorch {usual.about['versions']['torch']}; mean and, in brackets, standard "
-            "deviation.",
+            f"{limit} test examples, {usual.about['threads']} threads, PyTorch "
+            f"{usual.about['versions']['torch']}; mean and, in brackets, standard deviation; of "
+            "memory the most of any seed.",
             "",
             markdown_row(["method", *HEADS[:1], *marks, *HEADS[1:]]),
             markdown_row(["---", *["--:"] * (len(HEADS) + len(marks))]),
@@ -181,12 +182,22 @@ def main(
     there = [folder.resolve() for folder in folders if (folder / SETTINGS).exists()]
     found = [Compared.read(folder) for folder in there]
     if compact:
-        target = there[0].parent.with_suffix(".md")
-        target.write_text(one_table(found))
+        put("table", one_table(found))
     else:
-        target, groups = TARGET, grouped(found)
-        target.write_text("\n".join([overview(groups), *map(section, groups)]))
-    print(f"wrote {target}")
+        groups = grouped(found)
+        put("tables", "\n".join([overview(groups), *map(section, groups)]))
+
+
+def put(mark: str, text: str) -> None:
+    """Write text into the page, between ``<!-- mark: ... -->`` and ``<!-- end of mark -->``."""
+    page = PAGE.read_text()
+    before, start, rest = page.partition(f"<!-- {mark}: ")
+    first, close, rest = rest.partition(" -->\n")
+    _, end, after = rest.partition(f"<!-- end of {mark} -->")
+    if not (start and close and end):
+        raise ValueError(f"{PAGE} has no marks for {mark!r}")
+    PAGE.write_text(f"{before}{start}{first}{close}\n{text.strip()}\n\n{end}{after}")
+    print(f"wrote {PAGE}")
 
 
 if __name__ == "__main__":
