@@ -62,8 +62,8 @@ SHAPES = {
         "intermediate_size": 14336, "max_position_embeddings": 8192,
     },
 }  # fmt: skip
-# How far losses may be apart, by what the type of weights and activations keeps.
 CHECKED = 4  # candidates that are held against the naive loop at every layer, untimed
+# How far losses may be apart, by what the type of weights and activations keeps.
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
 
 
