@@ -382,6 +382,11 @@ def describe(model: PreTrainedModel, targets: tuple[str, ...] = ("q", "v")) -> A
     )
 
 
+def embedding_scale(arch: Architecture) -> float:
+    """What word embeddings are multiplied with on their way to the first layer (Gemma, BART)."""
+    return float(getattr(arch.model.get_input_embeddings(), "embed_scale", 1.0))
+
+
 def _tail(family: Family, last: nn.Module) -> tuple[tuple[nn.Module, nn.Module], ...]:
     o: Any = family.targets["o"]
     parts = [(o, o), *([] if family.mlp is None else [family.mlp])]

@@ -56,10 +56,14 @@ def fingerprint(
 
 
 def config_digest(model: PreTrainedModel) -> str:
-    """A digest of a model's configuration and its way to compute attention."""
+    """A digest of a model's configuration, its way to compute attention and its way to write."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in _ORIGIN}
     attention = getattr(model.config, "_attn_implementation", None)
-    text = json.dumps([type(model).__name__, attention, config], sort_keys=True, default=str)
+    generation: Any = getattr(model, "generation_config", None)  # of models that write
+    options = {} if generation is None else generation.to_diff_dict()
+    writing = {k: v for k, v in options.items() if k not in _ORIGIN}
+    about = [type(model).__name__, attention, config, writing]
+    text = json.dumps(about, sort_keys=True, default=str)
     return _short(hashlib.sha256(text.encode()))
 
 
@@ -72,8 +76,8 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """A digest of token ids, answer positions, labels and what is to follow."""
-    text = json.dumps([(p.ids, p.answer, p.label, p.targets) for p in prompts])
+    """A digest of token ids, answer positions, labels, what is to follow and decoders' inputs."""
+    text = json.dumps([(p.ids, p.answer, p.label, p.targets, p.decoder_ids) for p in prompts])
     return _short(hashlib.sha256(text.encode()))
 
 

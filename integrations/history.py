@@ -86,11 +86,12 @@ class History:
                 Visit(**visit | {"best": math.inf if visit["best"] is None else visit["best"]})
                 for visit in state["visits"]
             ],
-            scores=[
-                DevScore(**{k: math.nan if value is None else value for k, value in score.items()})
-                for score in state["scores"]
-            ],
+            scores=[DevScore(**_with_nan(score)) for score in state["scores"]],
         )
+
+
+def _with_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in record.items()}
 
 
 def plain(record: Any) -> dict[str, Any]:

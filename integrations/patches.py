@@ -28,7 +28,7 @@ class Patches(ExitStack):
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool:
+    ) -> bool | None:
         """Undo all changes."""
         try:
             return super().__exit__(kind, error, trace)

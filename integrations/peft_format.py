@@ -37,7 +37,7 @@ _BEYOND = (
     "alora_invocation_tokens",
 )
 # Inits that change the frozen weights too, unless PEFT converted the adapter when it was saved.
-_EDITING_INITS = ("pissa", "olora", "corda", "loftq")
+_EDITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:

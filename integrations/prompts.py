@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,25 @@ SENTINEL = "<extra_id_0>"
 CHARACTERS_PER_TOKEN = 32
 
 
+def free_positions(model: PreTrainedModel, new_tokens: int = 0) -> float:
+    """Positions that a model was made for, less those of some tokens; inf if it counts none.
+
+    Raises:
+        UserError: If none is left.
+    """
+    config = getattr(model.config, "text_config", model.config)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:  # relative positions only
+        return math.inf
+    free = int(positions - family_of(model.config.model_type).reserved_positions - new_tokens)
+    if free < 1:
+        raise UserError(
+            f"{new_tokens} new tokens leave no room for a prompt in the model's {positions} "
+            "positions; lower max_new_tokens."
+        )
+    return free
+
+
 def longest_prompt(
     model: PreTrainedModel, new_tokens: int = 0, max_length: int | None = None
 ) -> int:
@@ -39,16 +59,7 @@ def longest_prompt(
         UserError: If the model has a table of positions with fewer rows, or was made for fewer with
             the new ones among them, or none is left for a prompt.
     """
-    config = getattr(model.config, "text_config", model.config)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:  # relative positions only
-        return MAX_LENGTH if max_length is None else max_length
-    free = positions - family_of(model.config.model_type).reserved_positions - new_tokens
-    if free < 1:
-        raise UserError(
-            f"{new_tokens} new tokens leave no room for a prompt in the model's {positions} "
-            "positions; lower max_new_tokens."
-        )
+    free = free_positions(model, new_tokens)
     if max_length is None:
         return int(min(MAX_LENGTH, free))
     if max_length > free and (new_tokens or _has_position_table(model)):

@@ -93,13 +93,14 @@ class RayWorkers(Workers):
         needs = Counter(
             {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options.get("resources", {})}
         )
-        has = self._ray.cluster_resources()
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         for name, amount in needs.items():
-            if self.count * amount > has.get(name, 0):
+            has = [node.get(name, 0) for node in nodes]
+            if amount and sum(int(each / amount) for each in has) < self.count:
                 raise UserError(
                     f"{self.count} workers of {amount} {name} are more than the Ray cluster's "
-                    f"{has.get(name, 0):g}; ask for fewer, or for less with RayWorkers(count, "
-                    "num_cpus=...)."
+                    f"{sum(has):g} on {len(nodes)} nodes have room for; ask for fewer, or for less "
+                    "with RayWorkers(count, num_cpus=...)."
                 )
 
     def _load(
@@ -112,16 +113,18 @@ class RayWorkers(Workers):
         for worker, loaded in zip(workers, loading, strict=True):
             try:
                 loaded.result()
-            except (worker.death, WorkerError) as error:
+            except (*worker.death, WorkerError) as error:
                 raise WorkerError(f"{worker.name} could not start:\n{error}") from error
 
 
 class RayWorker(Worker):
     """A Ray actor."""
 
+    death: tuple[type[Exception], ...]
+
     def __init__(self, ray: Any, number: int, actor: Any) -> None:
         self.name = f"Ray worker {number}"
-        self.death = ray.exceptions.RayActorError
+        self.death = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
         self._actor = actor
 
     def load(self, data: Any, on_gpu: bool, threads: int) -> Future[None]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from integrations.architectures import Architecture, Target
+from integrations.architectures import Architecture, Target, embedding_scale
 from integrations.batches import PromptBatch
 from integrations.errors import UserError, unknown
 from integrations.patches import Patches
@@ -26,6 +26,9 @@ from lora_kernels.tiles import MAX_RANK
 
 LayerFactors = Mapping[str, Factors]
 """The factors of one layer's targets, P candidates each."""
+
+STATES_BYTES = 1 << 27
+"""Hidden states that are kept while their spread is measured, unless one layer has more."""
 
 INIT_STD = {"calibrated": 0.3, "paper": 1.0, "reference-code": 1.0, "normal": 0.05}
 """The known inits and the scale each has unless another is given."""
@@ -271,26 +274,47 @@ def _measure_targets(
 
 @torch.inference_mode()
 def hidden_std(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float]:
-    """Standard deviation of each layer's hidden states after five rounds of clipping (Eq. 6)."""
-    states: list[list[torch.Tensor]] = [[] for _ in arch.layers]
-    with Patches() as patches:
-        current: list[PromptBatch] = []
-        for index, layer in enumerate(arch.layers):
+    """Standard deviation of each layer's hidden states after five rounds of clipping (Eq. 6).
 
-            def record(x: torch.Tensor, index: int = index) -> torch.Tensor:
-                states[index].append(x[_real(arch, index, current[-1])].float().flatten())
-                return x
-
-            patches.before(layer, record)
-        _run_all(patches, arch, batches, current)
-    # The authors' code takes the embedding matrix for the first layer.
+    The first layer's is that of the embedding matrix, as in the authors' code.
+    """
     table: Any = arch.model.get_input_embeddings().weight
-    embedding = table.float().flatten()
-    return [_clipped_std(embedding), *(_clipped_std(torch.cat(s)) for s in states[1:])]
+    embedding = embedding_scale(arch) * _clipped_std(table.float().flatten())
+    return [embedding, *later_hidden_std(arch, batches)]
+
+
+@torch.inference_mode()
+def later_hidden_std(arch: Architecture, batches: Sequence[PromptBatch]) -> list[float]:
+    """The same for all layers but the first."""
+    most = max(batch.tokens for batch in batches) * len(batches)
+    # Each pass over the prompts keeps the states of as many layers as may be kept.
+    together = max(1, STATES_BYTES // (4 * most * arch.hidden_size))
+    found: list[float] = []
+    for start in range(1, len(arch.layers), together):
+        kept = range(start, min(start + together, len(arch.layers)))
+        states: dict[int, list[torch.Tensor]] = {index: [] for index in kept}
+        with Patches() as patches:
+            current: list[PromptBatch] = []
+            for index in kept:
+
+                def record(
+                    x: torch.Tensor,
+                    index: int = index,
+                    states: dict[int, list[torch.Tensor]] = states,
+                    current: list[PromptBatch] = current,
+                ) -> torch.Tensor:
+                    states[index].append(x[_real(arch, index, current[-1])].float().flatten())
+                    return x
+
+                patches.before(arch.layers[index], record)
+            _run_all(patches, arch, batches, current)
+        found += [_clipped_std(torch.cat(states.pop(index))) for index in kept]
+    return found
 
 
 def _clipped_std(values: torch.Tensor, rounds: int = 5) -> float:
+    values = values.clone()
     for _ in range(rounds):
         mean, std = values.mean(), values.std()
-        values = values.clamp(mean - 3 * std, mean + 3 * std)
+        values.clamp_(mean - 3 * std, mean + 3 * std)
     return float(values.std())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,18 @@ def exact_match(texts: Sequence[str], examples: Sequence[TextExample]) -> list[f
 def rouge_l(texts: Sequence[str], examples: Sequence[TextExample]) -> list[float]:
     """F-measure of the longest common subsequence of words (Lin 2004, ROUGE-L), without stemming.
 
+    Words are of Latin letters and digits, as in rouge-score.
+
     Raises:
-        UserError: If rouge-score is not installed.
+        UserError: If rouge-score is not installed, or a reference has no such word.
     """
     scorer = _rouge_scorer()
+    for example in examples:
+        if not re.search("[a-z0-9]", str(example.reference).lower()):
+            raise UserError(
+                f"the score 'rougeL' knows words of Latin letters and digits only, and the "
+                f"reference {str(example.reference)[:40]!r} has none; pass a function of your own."
+            )
     return [
         float(scorer.score(str(example.reference), text)["rougeL"].fmeasure)
         for text, example in zip(texts, examples, strict=True)

@@ -48,7 +48,7 @@ class Worker(ABC):
     """
 
     name: str
-    death: type[Exception]
+    death: type[Exception] | tuple[type[Exception], ...]
 
     @abstractmethod
     def submit(self, share: Share) -> Future[FloatArray]:

@@ -13,7 +13,7 @@ from integrations.methods.soft_prompts import (
 from integrations.methods.trial import Trial
 from integrations.metrics import Loss
 from integrations.population import FAST, Speedups
-from integrations.spaces import hidden_std
+from integrations.spaces import later_hidden_std
 
 
 class BBTv2(SoftPromptLearner):
@@ -66,7 +66,7 @@ class BBTv2(SoftPromptLearner):
     ) -> None:
         super().__init__(trial, n_tokens, first_token, False, loss, speedups)
         self.parameters = dim * len(self.arch.layers)
-        later = hidden_std(self.arch, self.evaluator.batches)[1:]
+        later = later_hidden_std(self.arch, self.evaluator.batches)
         self.spaces = [
             Subspace(
                 self.shape,
@@ -82,6 +82,7 @@ class BBTv2(SoftPromptLearner):
         ]
         self.best = np.full(len(self.spaces), np.inf)
         self.next_layer = 0
+        self.loss = np.nan  # with what is in place
 
     def step(self) -> float:
         """One generation of the next layer in turn."""
@@ -92,6 +93,5 @@ class BBTv2(SoftPromptLearner):
         if losses[best] < self.best[layer]:
             self.best[layer] = losses[best]
             self.adapter.place_prompt(layer, offsets[best].clone())
-            return float(losses[best])
-        # The best so far stays, with other layers changed since: look again, for the record only.
-        return self.evaluator.loss_in_place(self.adapter)
+            self.loss = float(losses[best])
+        return self.loss

@@ -18,7 +18,7 @@ from integrations.methods.answers import label_logits
 from integrations.methods.trial import Trial
 from integrations.metrics import cross_entropy
 from integrations.patches import evaluating
-from integrations.prompts import Encoder, Prompt, longest_prompt
+from integrations.prompts import Encoder, Prompt, free_positions
 from integrations.tasks import Example
 
 # What a forward pass holds for the one back is about 2 MB a token in a model of 135M parameters.
@@ -130,7 +130,9 @@ class GradientLearner:
     ) -> list[PromptBatch]:
         device = self._arch.model.device
         kind, pad_id = self._arch.kind, self._encoder.pad_id
-        return make_batches(prompts, pad_id, kind, device, max_tokens=max_tokens)
+        return make_batches(
+            prompts, pad_id, kind, device, max_tokens=max_tokens, new_tokens=self.shift
+        )
 
     def _label_logits(self, batch: PromptBatch) -> Tensor:
         """Label logits (N, C) of a batch, with their graph where one is recorded."""
@@ -174,7 +176,7 @@ def freeze_float32(arch: Architecture) -> None:
 
 def _with_room(encoder: Encoder, arch: Architecture, new_tokens: int) -> Encoder:
     """An encoder whose longest prompt leaves positions free for tokens before it."""
-    longest = min(encoder.max_length, longest_prompt(arch.model, new_tokens))
+    longest = int(min(encoder.max_length, free_positions(arch.model, new_tokens)))
     if longest == encoder.max_length:
         return encoder
     return Encoder(encoder.task, encoder.tokenizer, encoder.kind, longest)

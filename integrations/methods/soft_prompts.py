@@ -13,13 +13,13 @@ from torch import Tensor
 
 from dfo_core.adapters import PycmaOptimizer
 from integrations.adapter import Adapter
-from integrations.architectures import Architecture
+from integrations.architectures import Architecture, embedding_scale
 from integrations.candidates import PromptCandidates
 from integrations.errors import UserError
 from integrations.methods.trial import Trial
 from integrations.metrics import Loss, make_loss
 from integrations.population import FAST, PopulationEvaluator, Speedups
-from integrations.prompts import Encoder, Prompt, longest_prompt
+from integrations.prompts import MAX_LENGTH, Encoder, Prompt, free_positions
 from integrations.tasks import Example
 from lora_kernels import SeededProjection, project
 
@@ -55,7 +55,7 @@ class SoftPromptEncoder:
                 "soft prompts are for causal and masked models, and this one is an "
                 "encoder-decoder; leave the method out."
             )
-        most = longest_prompt(arch.model)
+        most = int(min(max(MAX_LENGTH, encoder.max_length + n_tokens), free_positions(arch.model)))
         if not 1 <= n_tokens <= most // 2:
             raise UserError(
                 f"n_tokens must be 1 to {most // 2}: a soft prompt of {n_tokens} tokens leaves "
@@ -223,5 +223,5 @@ def embedding_table(arch: Architecture) -> Tensor:
 
 
 def embedding_std(arch: Architecture) -> float:
-    """Standard deviation of the entries of the word embeddings."""
-    return float(embedding_table(arch).std(correction=0))
+    """Standard deviation of the entries of the word embeddings, as they enter the layers."""
+    return embedding_scale(arch) * float(embedding_table(arch).std(correction=0))

@@ -145,6 +145,7 @@ def fit(trial: Trial, learner: Learner) -> list[Any]:
                 learner.evaluations, np.nan if loss is None else loss, learner.logits
             )
             if better:
+                chosen = None  # which frees its memory first
                 chosen = learner.state()
     learner.restore(chosen)
     return marked + [chosen] * (len(trial.marks) - len(marked) + 1)

@@ -51,7 +51,8 @@ def load_task(
         columns: Column names of fields, or of ``"label"``, that differ in the data. Several
             columns for one field are joined by spaces. A label may be an index, a label word or
             one of the task's label names.
-        test_limit: Use the first so many test examples only; None uses all.
+        test_limit: Use the first so many test examples only, or evenly spaced ones where examples
+            come class by class, so that the first lack some; None uses all.
 
     Returns:
         The task with ``train`` and ``dev`` of ``shots`` examples a class, and ``test``.
@@ -79,7 +80,9 @@ def load_task(
         )
     if data is not None and (Path(data) / TASK_FILE).is_file():
         saved = task.with_saved(data)
-        return saved.with_splits(saved.train, saved.dev, saved.test[:test_limit])
+        labels = [example.label for example in saved.test]
+        chosen = [saved.test[i] for i in _limited(range(len(labels)), labels, test_limit)]
+        return saved.with_splits(saved.train, saved.dev, chosen)
     if data is None:
         pools = _from_hub(recipe, task, {**recipe.columns, **columns})
     else:
@@ -171,6 +174,14 @@ def _draw(
     drawn = {*train, *dev} if test_pool is None else set()
     scored = test_pool or pool
     test = [row for row, label in enumerate(scored.labels) if label >= 0 and row not in drawn]
-    return task.with_splits(
-        pool.take(train), (dev_pool or pool).take(dev), scored.take(test[:test_limit])
-    )
+    chosen = _limited(test, [scored.labels[row] for row in test], test_limit)
+    return task.with_splits(pool.take(train), (dev_pool or pool).take(dev), scored.take(chosen))
+
+
+def _limited(rows: Sequence[int], labels: Sequence[int], limit: int | None) -> list[int]:
+    """The first so many rows; evenly spaced ones if the rows come class by class."""
+    head = {*labels[:limit]}
+    expected = len({*labels}) if len(head) > 1 else 1
+    if limit is None or head == {*labels} or limit < 10 * expected:
+        return [*rows[:limit]]
+    return [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]

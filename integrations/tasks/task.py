@@ -162,6 +162,7 @@ class Task:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / TASK_FILE).unlink(missing_ok=True)  # until all of its examples are there
         for split in SPLITS:
             write_examples(folder / f"{split}.jsonl", getattr(self, split))
         record = {

@@ -16,9 +16,10 @@ import dfo_core
 from dfo_core.serialization import state_digest
 from integrations import NAIVE, Speedups, UserError, checkpoint, tune
 from integrations.checkpoint import FORMAT, Checkpoint, CheckpointWarning
-from integrations.fingerprint import weights_digest
+from integrations.fingerprint import config_digest, prompts_digest, weights_digest
 from integrations.optimizers import make_optimizers
 from integrations.population import PopulationEvaluator
+from integrations.prompts import Prompt
 
 SHORT = {"budget": 24, "dim": 16, "dev_every": 8, "layers": "all", "patience": None}
 FIXED_BLOCKS = Speedups(blocks=2)
@@ -655,3 +656,13 @@ def test_nothing_is_pickled(folder):
         content = file.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         assert {entry["dtype"] for entry in header.values()} <= {"F64", "I64", "U8", "BOOL"}
+
+
+def test_how_a_model_writes_and_what_its_decoder_reads_is_part_of_a_run():
+    model = build_model("t5")
+    before = config_digest(model)
+    assert config_digest(build_model("t5")) == before
+    model.generation_config.repetition_penalty = 1.3
+    assert config_digest(model) != before
+    prompt = Prompt((5, 6), 0, 1, (0, 7))
+    assert prompts_digest([prompt]) != prompts_digest([replace(prompt, decoder_ids=(1, 7))])

@@ -211,6 +211,12 @@ def test_rouge_l_is_that_of_the_longest_common_subsequence():
     assert make_task("rougeL").metric == "rougeL"
 
 
+def test_rouge_l_says_what_it_cannot_read():
+    examples = [TextExample({"text": "a"}, "Привет мир")]
+    with pytest.raises(UserError, match="Latin letters and digits only, and the reference 'Пр"):
+        rouge_l(["Привет мир"], examples)
+
+
 def test_rouge_l_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(UserError, match=r"pip install 'dfo-lora\[rouge\]'"):

@@ -192,6 +192,7 @@ def test_a_damaged_configuration(saved, text):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"init_lora_weights": "lora_ga"}, "with init_lora_weights=lora_ga. Merge it"),
         ({"peft_type": "IA3"}, "only plain LoRA adapters can be read; this one is 'IA3'"),
         ({"use_dora": True}, "'LORA' with use_dora. Merge"),
         ({"rank_pattern": {"q_proj": 2}}, "with rank_pattern"),

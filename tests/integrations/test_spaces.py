@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import (
+    HIDDEN,
     LABEL_IDS,
     LAYERS,
     PAD,
@@ -16,10 +17,10 @@ from tiny import (
 )
 
 from integrations import PopulationEvaluator, UserError
-from integrations.architectures import describe
+from integrations.architectures import describe, embedding_scale
 from integrations.batches import make_batches
 from integrations.metrics import cross_entropy
-from integrations.spaces import INIT_STD, _applied_rank, make_spaces
+from integrations.spaces import INIT_STD, _applied_rank, hidden_std, make_spaces
 from lora_kernels import SeededProjection
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -154,6 +155,33 @@ def test_paper_scales_every_projection_as_equation_6(family, lengths):
         for pair in space.projections.values():
             for to_factor in pair:
                 assert to_factor.std == pytest.approx(alpha * sigma / np.sqrt(dim), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_states_of_few_layers_at_a_time_have_the_same_spread(family, monkeypatch):
+    arch = describe(build_model(family))
+    prompts = random_prompts(arch.kind, MIXED)
+    batches = make_batches(prompts, PAD, arch.kind, CPU)
+    together = hidden_std(arch, batches)
+    passes = []
+    arch.head.register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr("integrations.spaces.STATES_BYTES", 1)
+    assert hidden_std(arch, batches) == together
+    assert len(passes) == (len(arch.layers) - 1) * len(batches)
+
+
+def test_embeddings_that_a_model_scales_are_measured_as_they_enter_its_layers():
+    model = build_model("gemma2")
+    arch = describe(model)
+    entering = record(model, random_prompts("causal", [40]), [arch.layers[0]])
+    states = next(iter(entering.values()))[0].numpy()
+    scale = embedding_scale(arch)
+    assert scale == pytest.approx(HIDDEN**0.5)
+    table = model.get_input_embeddings().weight.detach().numpy()
+    assert hidden_std(arch, make_batches(random_prompts("causal"), PAD, "causal", CPU))[
+        0
+    ] == pytest.approx(scale * clipped_std(table), rel=1e-5)
+    assert states.std() == pytest.approx(scale * table.std(), rel=0.2)
 
 
 def test_torchs_own_init_of_a_linear_layer_is_as_the_next_test_has_it():

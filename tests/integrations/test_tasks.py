@@ -92,6 +92,16 @@ def test_a_limit_on_the_test_set_takes_the_first(tmp_path):
     assert texts(limited) == ["c 0", "c 1", "c 2", "c 3"]
 
 
+@pytest.mark.parametrize("limit", [20, 23, 40])
+def test_a_limit_on_a_test_set_that_comes_class_by_class_takes_from_all(tmp_path, limit):
+    rows = sorted(rows_of("c", 100), key=lambda row: row["label"])
+    write(tmp_path, train=rows_of("a", 8), test=rows)
+    limited = load_task("sst2", tmp_path, shots=2, test_limit=limit).test
+    assert len(limited) == limit
+    counts = Counter(example.label for example in limited)
+    assert abs(counts[0] - counts[1]) <= 1
+
+
 # -- few-shot splits -------------------------------------------------------------------------------
 
 
@@ -348,6 +358,19 @@ def test_a_save_replaces_an_earlier_one(saved):
     other = task.with_splits(task.dev, (), ())
     other.save(folder)
     assert Task.load(folder) == other
+
+
+def test_a_save_that_is_cut_short_leaves_no_mixture(saved, monkeypatch):
+    task, folder = saved
+
+    def full(path, examples):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("integrations.tasks.task.write_examples", full)
+    with pytest.raises(OSError, match="no space"):
+        task.with_splits(task.dev, (), ()).save(folder)
+    with pytest.raises(UserError, match=r"holds no task\.json"):
+        Task.load(folder)
 
 
 def test_saved_splits_of_another_task(saved):
