@@ -41,7 +41,7 @@ def write_card(folder: Path, card: str) -> None:
             f"{path} is no model card of dfo-lora and stays as it is; the adapter's own was not "
             "written. Save to another folder to get it.",
             CardWarning,
-            stacklevel=1,  # so that it is told once, however often a run is saved
+            stacklevel=3,
         )
         return
     with replace_file(path) as beside:

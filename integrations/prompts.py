@@ -73,8 +73,10 @@ def longest_prompt(
 
 def _has_position_table(model: PreTrainedModel) -> bool:
     """Whether positions are looked up, rather than turned into angles or distances."""
-    tables = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    return any(re.search(r"(^|\.)wpe$|position", name) for name in tables)
+    embeddings = (name for name, part in model.named_modules() if isinstance(part, nn.Embedding))
+    names = (*embeddings, *(name for name, _ in model.named_buffers()))
+    of_text = (name for name in names if "vision" not in name and "position_ids" not in name)
+    return any(re.search(r"(^|\.)wpe$|position", name) for name in of_text)
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,10 @@ class RayWorkers(Workers):
         data = self._ray.put(np.frombuffer(file.getbuffer(), np.uint8))
         loading = [worker.load(data, on_gpu, threads) for worker in workers]
         for worker, loaded in zip(workers, loading, strict=True):
+            failures: tuple[type[Exception], ...] = (*worker.death, WorkerError)
             try:
                 loaded.result()
-            except (*worker.death, WorkerError) as error:
+            except failures as error:
                 raise WorkerError(f"{worker.name} could not start:\n{error}") from error
 
 

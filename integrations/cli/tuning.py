@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +41,7 @@ from integrations.cli.options import (
 )
 from integrations.demo import DEMO_BUDGET, demo_task
 from integrations.errors import UserError
+from integrations.model_card import CardWarning
 from integrations.models import load_model
 from integrations.optimizers import FREEZE_A, can_save
 from integrations.peft_format import CONFIG
@@ -302,8 +304,10 @@ def _run(
             callback=[keep_options, watch, *(callbacks or ())],
             **settings,
         )
-    # Scoring may take long: what was found is on disk before.
-    result.save(folder, command=command_line(ctx))
+    with warnings.catch_warnings():  # what there is to tell, the second save tells
+        warnings.simplefilter("ignore", CardWarning)
+        # Scoring may take long: what was found is on disk before.
+        result.save(folder, command=command_line(ctx))
     if note := _how_to_go_on(watch, result.stopped, settings):
         console.print(note)
     if task.test:

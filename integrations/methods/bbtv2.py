@@ -82,7 +82,7 @@ class BBTv2(SoftPromptLearner):
         ]
         self.best = np.full(len(self.spaces), np.inf)
         self.next_layer = 0
-        self.loss = np.nan  # with what is in place
+        self._loss_in_place = np.nan
 
     def step(self) -> float:
         """One generation of the next layer in turn."""
@@ -93,5 +93,5 @@ class BBTv2(SoftPromptLearner):
         if losses[best] < self.best[layer]:
             self.best[layer] = losses[best]
             self.adapter.place_prompt(layer, offsets[best].clone())
-            self.loss = float(losses[best])
-        return self.loss
+            self._loss_in_place = float(losses[best])
+        return self._loss_in_place
