@@ -3,6 +3,7 @@
 from integrations.comparison import Comparison, compare
 from integrations.errors import UserError
 from integrations.models import load_model
+from integrations.peft_format import load_adapter
 from integrations.population import NAIVE, PopulationEvaluator, Speedups
 from integrations.ray_workers import RayWorkers
 from integrations.result import TuneResult
@@ -34,6 +35,7 @@ __all__ = [
     "TuneResult",
     "UserError",
     "compare",
+    "load_adapter",
     "load_model",
     "load_task",
     "tune",

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from dfo_core import LoTFWA, Optimizer, as_optimizer
+from dfo_core.adapters import NevergradOptimizer, OptunaOptimizer
+from dfo_core.adapters.foreign import is_from
 from dfo_core.adapters.generic import require_ask_and_tell
 from integrations.errors import UserError
 from integrations.visit import Stop
@@ -40,7 +42,8 @@ def make_optimizers(
 
     Args:
         spec: What `dfo_core.as_optimizer` takes, or ``"module:name"`` for a factory or class of
-            the caller's own. An object with ``ask`` and ``tell`` is copied for each layer.
+            the caller's own. An object is copied for each layer; those of optuna search within
+            `RADIUS`.
         layers: The layers to tune; None among them stands for one optimizer of all.
         dim: Coordinates of each optimizer.
         seed: Every layer's generator is derived from it and the layer's index.
@@ -100,16 +103,26 @@ def _build(
                 amplitude0=LOTFWA_AMPLITUDE,
                 seed=rng,
             )
-        sigma0 = None if name.startswith("nevergrad") else 1.0
+        library = name.partition(":")[0]
         return as_optimizer(
             spec,
             seed=rng,
             x0=np.zeros(dim),
-            sigma0=sigma0,
+            sigma0=None if library in ("nevergrad", "optuna") else 1.0,
+            bounds=(-RADIUS, RADIUS) if library == "optuna" else None,
             popsize=popsize,
-            budget=share if name.startswith("nevergrad") else None,
+            budget=share if library == "nevergrad" else None,
         )
+    common = {"dim": dim, "x0": np.zeros(dim), "popsize": popsize}
+    if NevergradOptimizer.builds(spec):
+        return as_optimizer(spec, seed=rng, budget=share, **common)
+    if OptunaOptimizer.builds(spec):
+        return as_optimizer(copy.deepcopy(spec), bounds=(-RADIUS, RADIUS), **common)
     if isinstance(spec, Optimizer) or not callable(spec):
+        if is_from("evotorch", spec):  # a state of its functional form, without a generator
+            return as_optimizer(spec, dim=dim, popsize=popsize, seed=rng)
+        if is_from("evosax", spec):  # the same
+            return as_optimizer(spec, dim=dim, x0=np.zeros(dim), popsize=popsize, seed=rng)
         require_ask_and_tell(spec)
         return as_optimizer(copy.deepcopy(spec), dim=dim, popsize=popsize)
     if isinstance(spec, type) and hasattr(spec, "ask"):

@@ -46,6 +46,7 @@ def export(
             help=f"Type of the merged weights: {', '.join(MERGED_DTYPES)}.", rich_help_panel=MODEL
         ),
     ] = "float32",
+    as_json: Json = False,
 ) -> None:
     """Write a tuned model in full, with its tokenizer, or its adapter alone."""
     if merged is None and adapter is None:
@@ -74,6 +75,8 @@ def export(
         frozen.save_pretrained(merged)
         tokenizer.save_pretrained(merged)
         console.print(f"model    {merged}", soft_wrap=True, markup=False)
+    if as_json:
+        print_json({"adapter": adapter and str(adapter), "merged": merged and str(merged)})
 
 
 def plot(
@@ -81,6 +84,7 @@ def plot(
     out: Annotated[Path, typer.Option(help="The picture; its suffix says which format.")] = Path(
         "curve.png"
     ),
+    as_json: Json = False,
 ) -> None:
     """Draw runs' training losses and dev scores against evaluations and seconds."""
     require_folder(out.parent)
@@ -95,6 +99,8 @@ def plot(
     histories = {name: record.history for name, record in zip(names, records, strict=True)}
     plot_runs(histories, out, metric=records[0].metric)
     console.print(f"plot     {out}", soft_wrap=True, markup=False)
+    if as_json:
+        print_json({"plot": str(out), "runs": [str(run) for run in runs]})
 
 
 def info(as_json: Json = False) -> None:

@@ -267,6 +267,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for adapter and plot.", rich_help_panel=OUTPUT)
     ] = Path("runs/demo"),
+    as_json: Json = False,
 ) -> None:
     """Tune SmolLM2-135M with LoTFWA on a small sentiment task that comes along."""
     task = demo_task(seed)
@@ -275,7 +276,8 @@ def demo(
         f"SmolLM2-135M-Instruct, {task.name}: {len(task.train)} training, {len(task.dev)} "
         f"development and {len(task.test)} test sentences; LoTFWA, {budget} evaluations"
     )
-    _run(ctx, out, load_model(SMOLLM2), task, optimizer="lotfwa", budget=budget, seed=seed)
+    settings = {"optimizer": "lotfwa", "budget": budget, "seed": seed}
+    _run(ctx, out, load_model(SMOLLM2), task, as_json=as_json, **settings)
 
 
 def _run(

@@ -51,6 +51,17 @@ def launch(word_tokenizer, toy_task):
     return launch
 
 
+class FirstVisit:
+    """A callback that notes at which visit a process began."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, progress):
+        if not self.path.exists():
+            self.path.write_text(f"{progress.visit.number}.")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["lotfwa", "cma-es"])
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(launch, tmp_path, optimizer):
@@ -61,8 +72,11 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(launch, tmp_path,
     process.join()
     rng = np.random.default_rng(0)
     kills, ends, folder = 0, 0, tmp_path / "0"
+    begun = []  # whether there was a state, and where each process noted its first visit
     while kills < KILLS or not ends:
-        process, connection = launch(optimizer=optimizer, checkpoint=folder)
+        begun.append((checkpoint.holds_run(folder), tmp_path / f"{len(begun)}.txt"))
+        note = FirstVisit(begun[-1][1])
+        process, connection = launch(optimizer=optimizer, checkpoint=folder, callback=note)
         wait = rng.uniform(0, whole / 5) if kills < KILLS else None
         if connection.poll(wait):
             assert connection.recv() == alone
@@ -72,3 +86,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(launch, tmp_path,
             process.kill()
             kills += 1
         process.join()
+    noted = [(held, path.read_text()) for held, path in begun if path.exists()]
+    went_on = [(held, text != "0.") for held, text in noted if text.endswith(".")]
+    assert all(held == later for held, later in went_on)
+    assert sum(held for held, _ in went_on) >= KILLS // 4

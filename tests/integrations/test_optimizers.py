@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from dfo_core import CMAES, Optimizer
 from integrations import UserError
@@ -66,6 +67,40 @@ def test_an_instance_is_copied_and_left_alone(instance):
     first = first_points(optimizers)
     assert np.array_equal(first[0], first[3])
     assert np.array_equal(first_points(make(instance))[0], first[0])
+
+
+def nevergrad_class():
+    return pytest.importorskip("nevergrad").optimizers.DE
+
+
+def optuna_sampler():
+    return pytest.importorskip("optuna").samplers.TPESampler(seed=0)
+
+
+def optuna_study():
+    return pytest.importorskip("optuna").create_study(sampler=optuna_sampler())
+
+
+def evotorch_state():
+    functional = pytest.importorskip("evotorch.algorithms.functional")
+    center, settings = torch.zeros(6), {"objective_sense": "min", "stdev_init": 1.0}
+    return functional.cem(center_init=center, parenthood_ratio=0.5, **settings)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [nevergrad_class, optuna_sampler, optuna_study, evotorch_state],
+    ids=lambda f: f.__name__,
+)
+def test_what_other_libraries_build_with_is_taken_as_it_is(build):
+    popsize = 4 if build is evotorch_state else None
+    optimizers = make(build(), popsize=popsize)
+    assert {optimizer.budget for optimizer in optimizers.values()} == {None}
+    first, again = first_points(optimizers), first_points(make(build(), popsize=popsize))
+    assert all(np.isfinite(points).all() for points in first.values())
+    if build in (nevergrad_class, evotorch_state):  # which is given seeds, each layer its own
+        assert np.array_equal(first[0], again[0])
+        assert not np.array_equal(first[0], first[3])
 
 
 @pytest.mark.parametrize("name", ["lotfwa", "cma-es", "random", "pycma"])

@@ -67,6 +67,11 @@ def test_peft_loads_what_we_save_and_answers_alike(family, targets, tmp_path, re
     in_peft = logits_in_peft(model, tmp_path / "new" / "folder")
     assert in_peft == pytest.approx(logits_of(arch, adapter), abs=1e-4)
     assert np.abs(in_peft - logits_of(arch, Adapter(arch))).max() > 0.1
+    merged = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "new" / "folder")
+    merged = merged.merge_and_unload().eval()
+    assert not any(isinstance(module, peft.tuners.lora.LoraLayer) for module in merged.modules())
+    prompts = random_prompts(arch.kind)
+    assert label_logits(merged, prompts).numpy() == pytest.approx(in_peft, abs=1e-4)
     complaints = [str(w.message) for w in recwarn if "adapter" in str(w.message).lower()]
     assert not complaints  # PEFT warns of missing and unexpected keys
 

@@ -491,6 +491,28 @@ def test_a_number_that_does_not_fit_is_named_with_its_value(run, setting, value)
         run(**{setting: value})
 
 
+LIBRARIES = {
+    "cma-es": lambda: "cma-es",
+    "pycma": lambda: "pycma",
+    "nevergrad:OnePlusOne": lambda: "nevergrad:OnePlusOne",
+    "nevergrad:DE": lambda: "nevergrad:DE",
+    "nevergrad:NGOpt": lambda: "nevergrad:NGOpt",
+    "cmaes": lambda: "cmaes",
+    "optuna:TPE": lambda: "optuna:TPE",
+    "a class of nevergrad's": lambda: pytest.importorskip("nevergrad").optimizers.PSO,
+    "a sampler of optuna's": lambda: pytest.importorskip("optuna").samplers.TPESampler(seed=0),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_every_library_lowers_the_loss_of_the_same_task(run, name):
+    if name in ("cmaes", "optuna:TPE"):
+        pytest.importorskip(name.partition(":")[0])
+    result = run(optimizer=LIBRARIES[name](), budget=80)
+    assert result.history.scores[-1].evaluations == 80
+    assert result.history.visits[-1].loss < result.history.scores[0].train_loss
+
+
 def test_numpy_s_numbers_are_numbers_too(run, tmp_path):
     result = run(
         budget=np.int64(10), seed=np.int64(1), rank=np.int32(2), popsize=np.int64(5),
