@@ -90,7 +90,7 @@ def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> li
     cells = list(cells)
     rows = _finished(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(_whole_lines(path)))
+    _drop_half_line(path)
     missing = [cell for cell in cells if _key(cell) not in rows]
     with path.open("a") as file, _Progress(len(missing)) as advance:
         for cell in missing:
@@ -128,6 +128,14 @@ def _whole_lines(path: Path) -> list[str]:
     """The lines of a file; a run killed while writing leaves half a line at most, its last."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]
+
+
+def _drop_half_line(path: Path) -> None:
+    """Remove it, so that the next line begins a line; the file is never without its whole ones."""
+    if path.exists() and not path.read_text().endswith("\n"):
+        beside = path.with_suffix(".whole")
+        beside.write_text("".join(_whole_lines(path)))
+        beside.replace(path)
 
 
 class _Progress:

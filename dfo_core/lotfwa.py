@@ -53,7 +53,8 @@ class LoTFWA(Optimizer):
     loss counts as worst, the last such first. Where the objective shifts between generations,
     evaluate `remembered` anew and tell it this way, or fireworks defend losses that no longer hold.
 
-    Stop reasons: "generations".
+    Stop reasons: "generations"; "amplitude", once no firework can move any more, as all amplitudes
+    are below the resolution of their places.
 
     Args:
         bounds: (lower, upper), each a finite number or (d,).
@@ -307,8 +308,12 @@ class LoTFWA(Optimizer):
         return self._amplitudes.copy()
 
     def _stop_reasons(self) -> dict[str, Any]:
-        done = self.generations is not None and self._generation >= self.generations
-        return {"generations": self.generations} if done else {}
+        reasons: dict[str, Any] = {}
+        if self.generations is not None and self._generation >= self.generations:
+            reasons["generations"] = self.generations
+        if (self._places + self._amplitudes == self._places).all():
+            reasons["amplitude"] = float(self._amplitudes.max())
+        return reasons
 
     def _settings(self) -> dict[str, Any]:
         names = ("popsize", "fireworks", "alpha", "amplification", "reduction", "guiding_ratio")

@@ -110,7 +110,8 @@ def _pack(value: Any, name: str, arrays: dict[str, Array]) -> Any:
             raise ValueError(f"state{name} must hold numbers or booleans; got {value.dtype}")
         key = f"array{len(arrays)}"
         # Shapes of no dimensions become one of one in ascontiguousarray.
-        arrays[key] = np.ascontiguousarray(value).reshape(value.shape)
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        arrays[key] = np.ascontiguousarray(native).reshape(value.shape)
         return {_ARRAY: key}
     if isinstance(value, np.generic):
         value = value.item()
@@ -150,7 +151,7 @@ def _digest(text: str, arrays: Mapping[str, Array]) -> bytes:
 
 def _write_npz(members: dict[str, Array]) -> bytes:
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **members)
+    np.savez(file, **members)  # which are numbers, so nothing is pickled
     return file.getvalue()
 
 

@@ -33,7 +33,7 @@ def as_float_array(name: str, value: Any) -> FloatArray:
             raise TypeError(f"dtype {array.dtype}")
         # One by one, as numpy would turn None into NaN.
         return np.array([float(v) for v in array.flat]).reshape(array.shape)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{name} must be real numbers; got {type(value).__name__} ({error})"
         ) from None
@@ -125,7 +125,7 @@ def as_positive_float(name: str, value: Any) -> float:
     """
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not 0.0 < number < float("inf"):
         raise ValueError(f"{name} must be a finite number above zero; got {value!r}")

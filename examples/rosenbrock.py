@@ -28,9 +28,9 @@ def main(budget: int = 8_000, plot: str | Path = "rosenbrock.png") -> dict[str, 
         progress = []
         best = minimize(
             rosenbrock,
-            x0=np.zeros(DIM),
+            **({} if method == "random" else {"x0": np.zeros(DIM), "sigma0": 0.5}),
+            dim=DIM,
             bounds=(-5, 5),
-            sigma0=0.5 if method != "random" else None,
             method=method,
             budget=budget,
             target=1e-10,

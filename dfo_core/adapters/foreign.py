@@ -11,13 +11,16 @@ import numpy as np
 from dfo_core.optimizer import Optimizer
 from dfo_core.validation import FloatArray
 
+UNKNOWN_WORST = 1e18  # stands for an invalid loss while no finite one is known
+
 
 class ForeignOptimizer(Optimizer):
     """An optimizer of another library behind the protocol of this one.
 
     Batches, partial and late tells, budget, best so far and the counts are the base class's; the
     other library sees each generation whole, in the order it asked for. Its losses are finite: a
-    NaN or infinite one is replaced by the smallest number above every finite loss told so far, so
+    NaN or infinite one is replaced by the smallest number above every finite loss told so far, or
+    by 1e18 before the first of those, so
     that it ranks worst and does not distort what a model or an average makes of it. (optuna is told
     of a failed trial.)
 
@@ -40,7 +43,7 @@ class ForeignOptimizer(Optimizer):
         values = np.clip(losses, -largest, largest).astype(self._precision)
         if finite.any():
             self._worst = max(self._worst, float(values[finite].max()))
-        worst = self._precision(0.0 if self._worst == -np.inf else self._worst)
+        worst = self._precision(UNKNOWN_WORST if self._worst == -np.inf else self._worst)
         if worst < largest:  # the number above the largest would be infinite
             worst = np.nextafter(worst, self._precision(np.inf))
         values[~finite] = worst

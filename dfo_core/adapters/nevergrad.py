@@ -33,6 +33,10 @@ class NevergradOptimizer(ForeignOptimizer):
     hand each inner method only some of the points. As the latter have no population to go by,
     leave `num_workers` at 1 there.
 
+    Its wrappers of pycma's `fmin` (`CmaFmin2`, which `NGOpt` chooses within bounds from some
+    budgets and dimensions on) run in a thread of their own and are seeded by the clock: such a run
+    cannot be repeated, whatever the seed.
+
     Args:
         optimizer: The instance. Its budget is its own plan; `budget` here is what is enforced.
         seed: Seed of its parametrization's random state, and of what its methods draw from numpy's
@@ -98,7 +102,8 @@ class NevergradOptimizer(ForeignOptimizer):
             dim: Number of coordinates.
             x0: (d,) start, nevergrad's `init`; None for the middle of finite bounds,
                 else zeros or what the bounds have next to them.
-            sigma0: Standard deviation of the first steps; None for nevergrad's own choice.
+            sigma0: Standard deviation of nevergrad's mutation; None for its own choice. Its CMA
+                begins with 0.3 of it within bounds, 0.15 from 18 coordinates on.
             bounds: (lower, upper) or None.
             popsize: nevergrad's `num_workers`: candidates asked for together; None for 1, which
                 suits every method. Only a wish, for nevergrad as well: methods that cannot be
@@ -180,6 +185,12 @@ def _array(ng: Any, dim: int, x0: Any, sigma0: float | None, bounds: Any) -> Any
     """The search space as nevergrad's parametrization."""
     box = Box.parse((None, None) if bounds is None else bounds, dim)
     init = start_point(dim, x0, box)
+    for side in (box.lower, box.upper):
+        if np.isinf(side).any() and not np.isinf(side).all():
+            raise ValueError(
+                "nevergrad takes a bound for all coordinates or for none; got "
+                f"{side.tolist()}. Give finite bounds, or leave that side open everywhere"
+            )
     limits = [None if np.isinf(side).all() else side for side in (box.lower, box.upper)]
     array = ng.p.Array(init=init, lower=limits[0], upper=limits[1])
     if sigma0 is not None:

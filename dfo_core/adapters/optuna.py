@@ -23,8 +23,8 @@ class OptunaOptimizer(ForeignOptimizer):
     them is told: TPE then assumes bad losses for those under way (its `constant_liar`), the other
     samplers ignore them.
 
-    Optuna suggests each coordinate in Python and TPE models each on its own, so a candidate of
-    hundreds of coordinates takes it much longer than the other libraries.
+    Optuna suggests each coordinate in Python, so a candidate of hundreds of coordinates takes it
+    much longer than the other libraries.
 
     Args:
         study: The study; it minimises one objective.
@@ -156,6 +156,8 @@ def _sampler(optuna: Any, name: str, dim: int, popsize: int | None, seed: Any) -
             )
         require("cmaes", "cmaes", 'the optimizer "optuna:CmaEs"')
         options["popsize"] = popsize
+    elif name == "QMC":
+        options["scramble"] = True  # without it the seed would have no effect
     elif name.startswith("NSGA") and popsize is not None:
         options["population_size"] = popsize
     return getattr(optuna.samplers, f"{name}Sampler")(**options)

@@ -147,3 +147,8 @@ def test_a_seeded_instance_of_nevergrad_is_conformant():
 
     # Building the instance, which is not ours to do, draws from the global state.
     check_optimizer(factory, skip=[check_global_random_state])
+
+
+def test_bounds_that_are_open_in_some_coordinates_only_are_refused():
+    with pytest.raises(ValueError, match=r"for all coordinates or for none; got \[0.0, -inf\]"):
+        as_optimizer("nevergrad:OnePlusOne", bounds=([0, -np.inf], [1, 5]))

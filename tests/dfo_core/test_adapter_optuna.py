@@ -99,15 +99,23 @@ FACTORIES = {
     "TPE": lambda seed: as_optimizer("optuna:TPE", 3, seed, bounds=(-1, 1)),
     "TPE-batch": lambda seed: as_optimizer("optuna:TPE", 2, seed, bounds=(-1, 1), popsize=3),
     "CmaEs": lambda seed: as_optimizer("optuna:CmaEs", 3, seed, bounds=(-1, 1), popsize=5),
-    "QMC": lambda seed: as_optimizer(
-        lambda d, s: as_optimizer(
-            optuna.samplers.QMCSampler(seed=s, scramble=True), d, bounds=(-1, 1)
-        ),
-        3,
-        seed,
-    ),
+    "QMC": lambda seed: as_optimizer("optuna:QMC", 3, seed, bounds=(-1, 1)),
     "NSGAII": lambda seed: as_optimizer("optuna:NSGAII", 3, seed, bounds=(-1, 1), popsize=4),
 }
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_the_seed_decides_more_than_the_first_trial(name):
+    def later(seed):
+        opt, asked = FACTORIES[name](seed), []
+        for _ in range(4):
+            batch = opt.ask()
+            opt.tell(batch, (batch.x**2).sum(axis=1))
+            asked += list(batch.x)
+        return asked[1:4]
+
+    assert not any(np.array_equal(a, b) for a, b in zip(later(0), later(1), strict=True))
+    np.testing.assert_array_equal(later(0), later(0))
 
 
 @pytest.mark.parametrize("check", CHECKS)

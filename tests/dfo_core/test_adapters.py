@@ -192,6 +192,20 @@ def test_every_form_gets_its_points_and_losses(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_an_invalid_loss_before_any_other_ranks_behind_those_that_follow(form):
+    obj = form(3, 0)
+    opt = as_optimizer(obj)
+    for loss in (np.nan, 0.7):
+        told = 0
+        while told < 4:
+            batch = opt.ask()
+            opt.tell(batch, [loss] * len(batch))
+            told += len(batch)
+    losses = [f for _, each in obj.told for f in each]
+    assert min(losses[:4]) > max(losses[4:]) == 0.7
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_losses_reach_other_libraries_finite_and_invalid_ones_rank_worst(form):
     obj = form(3, 0)
     opt = as_optimizer(obj)

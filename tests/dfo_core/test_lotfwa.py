@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dfo_core import LoTFWA
+from dfo_core import LoTFWA, minimize
 
 
 def rastrigin(x):
@@ -362,3 +362,12 @@ def test_errors(kwargs, message):
     opt = LoTFWA((-1, 1), dim=2)
     with pytest.raises(ValueError, match="within the bounds"):
         opt.tell_foreign([0.0, 1.5], 0.0)
+
+
+def test_fireworks_that_cannot_move_any_more_end_the_run():
+    result = minimize(
+        lambda x: abs(x - 1).sum(), bounds=(-5, 5), dim=2, method="lotfwa", popsize=5, seed=0
+    )
+    assert set(result.stop) == {"amplitude"}
+    assert result.nfev < 20_000
+    assert 0 <= result.stop["amplitude"] < 1e-10

@@ -137,6 +137,14 @@ def test_the_budget_cuts_the_last_generation_and_can_be_raised(opt):
     assert opt.nit == 2
 
 
+def test_numbers_beyond_any_float_are_no_losses():
+    opt = CMAES(np.zeros(2), seed=0)
+    with pytest.raises(ValueError, match="losses must be real numbers"):
+        opt.tell(opt.ask()[:1], [10**400])
+    with pytest.raises(ValueError, match="sigma0 must be a finite number"):
+        CMAES(np.zeros(2), 10**400)
+
+
 def test_what_the_budget_held_back_was_never_handed_out():
     opt = CMAES(np.zeros(5), popsize=10, budget=3, seed=0)
     assert opt.ask().ids.tolist() == [0, 1, 2]

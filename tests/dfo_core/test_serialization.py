@@ -189,3 +189,10 @@ def test_a_digest_tells_states_apart_and_survives_a_file(tmp_path):
     opt.ask()
     assert state_digest(opt.state_dict()) != before
     assert state_digest({"x": np.zeros(2)}) != state_digest({"x": np.zeros(2, np.float32)})
+
+
+@pytest.mark.parametrize("suffix", ["npz", "json", "safetensors"])
+def test_numbers_of_another_byte_order(tmp_path, suffix):
+    path = tmp_path / f"state.{suffix}"
+    save_state(path, {"x": np.arange(3.0).astype(">f8")})
+    assert load_state(path)["x"].tolist() == [0.0, 1.0, 2.0]
