@@ -151,7 +151,8 @@ def _digest(text: str, arrays: Mapping[str, Array]) -> bytes:
 
 def _write_npz(members: dict[str, Array]) -> bytes:
     file = io.BytesIO()
-    np.savez(file, **members)  # which are numbers, so nothing is pickled
+    arrays: Any = members  # of numbers, so nothing is pickled
+    np.savez(file, **arrays)
     return file.getvalue()
 
 

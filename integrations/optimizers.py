@@ -113,7 +113,7 @@ def _build(
             popsize=popsize,
             budget=share if library == "nevergrad" else None,
         )
-    common = {"dim": dim, "x0": np.zeros(dim), "popsize": popsize}
+    common: dict[str, Any] = {"dim": dim, "x0": np.zeros(dim), "popsize": popsize}
     if NevergradOptimizer.builds(spec):
         return as_optimizer(spec, seed=rng, budget=share, **common)
     if OptunaOptimizer.builds(spec):

@@ -276,8 +276,8 @@ def demo(
         f"SmolLM2-135M-Instruct, {task.name}: {len(task.train)} training, {len(task.dev)} "
         f"development and {len(task.test)} test sentences; LoTFWA, {budget} evaluations"
     )
-    settings = {"optimizer": "lotfwa", "budget": budget, "seed": seed}
-    _run(ctx, out, load_model(SMOLLM2), task, as_json=as_json, **settings)
+    loaded = load_model(SMOLLM2)
+    _run(ctx, out, loaded, task, budget, as_json=as_json, optimizer="lotfwa", seed=seed)
 
 
 def _run(
