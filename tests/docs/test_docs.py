@@ -50,6 +50,7 @@ def test_python_blocks_run_and_print_what_follows(page, stand_ins, workplace, ca
     document = Document.parse(
         str(page), CodeBlockParser("python", run), CodeBlockParser("text", compare)
     )
+    document.namespace["__name__"] = "__main__"  # what is guarded by it runs too
     for example in document.examples():
         example.evaluate()
 
