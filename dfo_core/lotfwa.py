@@ -54,7 +54,7 @@ class LoTFWA(Optimizer):
     evaluate `remembered` anew and tell it this way, or fireworks defend losses that no longer hold.
 
     Stop reasons: "generations"; "amplitude", once no firework can move any more, as all amplitudes
-    are below the resolution of their places.
+    are below the resolution of their places (of those near zero: of the box's width squared).
 
     Args:
         bounds: (lower, upper), each a finite number or (d,).
@@ -311,7 +311,8 @@ class LoTFWA(Optimizer):
         reasons: dict[str, Any] = {}
         if self.generations is not None and self._generation >= self.generations:
             reasons["generations"] = self.generations
-        if (self._places + self._amplitudes == self._places).all():
+        scale = np.maximum(np.abs(self._places), np.finfo(float).eps * self._box.width)
+        if (scale + self._amplitudes == scale).all():
             reasons["amplitude"] = float(self._amplitudes.max())
         return reasons
 

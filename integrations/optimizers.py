@@ -116,6 +116,11 @@ def _build(
     common: dict[str, Any] = {"dim": dim, "x0": np.zeros(dim), "popsize": popsize}
     if NevergradOptimizer.builds(spec):
         return as_optimizer(spec, seed=rng, budget=share, **common)
+    if is_from("optuna", spec, "Study"):
+        raise TypeError(
+            "an optuna study holds one search, and each layer has its own; pass the study's "
+            "sampler, or a name such as 'optuna:TPE'"
+        )
     if OptunaOptimizer.builds(spec):
         return as_optimizer(copy.deepcopy(spec), bounds=(-RADIUS, RADIUS), **common)
     if isinstance(spec, Optimizer) or not callable(spec):

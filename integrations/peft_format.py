@@ -136,7 +136,8 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
     if left := sorted(tensors.keys() - used):
         raise UserError(
             f"{folder}: the adapter has {left[0]!r}, which is not an attention projection of "
-            f"{type(arch.model).__name__}; expected LoRA weights of q, k, v or o only."
+            f"{type(arch.model).__name__} that it was described with; expected LoRA weights of "
+            f"{', '.join(arch.targets[0])} only. describe(model, TARGETS) has q, k, v and o."
         )
     return adapter
 

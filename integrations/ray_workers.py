@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -94,13 +95,21 @@ class RayWorkers(Workers):
             {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options.get("resources", {})}
         )
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        for name, amount in needs.items():
-            has = [node.get(name, 0) for node in nodes]
-            if amount and sum(int(each / amount) for each in has) < self.count:
+        needed = {name: amount for name, amount in needs.items() if amount}
+
+        def room(node: Mapping[str, float], names: Iterable[str]) -> int:
+            return min(
+                (int(node.get(name, 0) / needed[name]) for name in names), default=sys.maxsize
+            )
+
+        for names in (*([name] for name in needed), needed):
+            if sum(room(node, names) for node in nodes) < self.count:
+                wanted = " and ".join(f"{needed[name]} {name}" for name in names)
+                has = " and ".join(f"{sum(node.get(n, 0) for node in nodes):g}" for n in names)
                 raise UserError(
-                    f"{self.count} workers of {amount} {name} are more than the Ray cluster's "
-                    f"{sum(has):g} on {len(nodes)} nodes have room for; ask for fewer, or for less "
-                    "with RayWorkers(count, num_cpus=...)."
+                    f"{self.count} workers of {wanted} are more than the Ray cluster's {has} on "
+                    f"{len(nodes)} nodes have room for; ask for fewer, or for less with "
+                    "RayWorkers(count, num_cpus=...)."
                 )
 
     def _load(

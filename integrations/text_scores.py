@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +31,9 @@ def rouge_l(texts: Sequence[str], examples: Sequence[TextExample]) -> list[float
     Words are of Latin letters and digits, as in rouge-score.
 
     Raises:
-        UserError: If rouge-score is not installed, or a reference has no such word.
+        UserError: If rouge-score is not installed.
     """
     scorer = _rouge_scorer()
-    for example in examples:
-        if not re.search("[a-z0-9]", str(example.reference).lower()):
-            raise UserError(
-                f"the score 'rougeL' knows words of Latin letters and digits only, and the "
-                f"reference {str(example.reference)[:40]!r} has none; pass a function of your own."
-            )
     return [
         float(scorer.score(str(example.reference), text)["rougeL"].fmeasure)
         for text, example in zip(texts, examples, strict=True)

@@ -55,11 +55,12 @@ class SoftPromptEncoder:
                 "soft prompts are for causal and masked models, and this one is an "
                 "encoder-decoder; leave the method out."
             )
-        most = int(min(max(MAX_LENGTH, encoder.max_length + n_tokens), free_positions(arch.model)))
-        if not 1 <= n_tokens <= most // 2:
+        free = free_positions(arch.model)
+        most = int(min(max(MAX_LENGTH // 2, encoder.max_length), free // 2))
+        if not 1 <= n_tokens <= most:
             raise UserError(
-                f"n_tokens must be 1 to {most // 2}: a soft prompt of {n_tokens} tokens leaves "
-                f"{most - n_tokens} of the {most} that the model takes to the text."
+                f"n_tokens must be 1 to {most}, so that the soft prompt is no longer than the text "
+                f"may be; got {n_tokens}."
             )
         tokenizer = encoder.tokenizer
         special = set(tokenizer.all_special_ids)
@@ -72,7 +73,7 @@ class SoftPromptEncoder:
         self.words = tuple(words)
         self.opening = {tokenizer.bos_token_id, tokenizer.cls_token_id}
         self.encoder = Encoder(
-            encoder.task, tokenizer, encoder.kind, min(encoder.max_length, most - n_tokens)
+            encoder.task, tokenizer, encoder.kind, int(min(encoder.max_length, free - n_tokens))
         )
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:

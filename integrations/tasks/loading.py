@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -180,8 +181,7 @@ def _draw(
 
 def _limited(rows: Sequence[int], labels: Sequence[int], limit: int | None) -> list[int]:
     """The first so many rows; evenly spaced ones if the rows come class by class."""
-    head = {*labels[:limit]}
-    expected = len({*labels}) if len(head) > 1 else 1
-    if limit is None or head == {*labels} or limit < 10 * expected:
+    runs = 1 + sum(before != after for before, after in pairwise(labels))
+    if limit is None or not 1 < runs == len({*labels}):
         return [*rows[:limit]]
     return [rows[i * len(rows) // limit] for i in range(min(limit, len(rows)))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -162,9 +163,11 @@ class Task:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TASK_FILE).unlink(missing_ok=True)  # until all of its examples are there
-        for split in SPLITS:
-            write_examples(folder / f"{split}.jsonl", getattr(self, split))
+        with ExitStack() as stack:  # all are written before the first is put in place
+            for split in SPLITS:
+                beside = stack.enter_context(replace_file(folder / f"{split}.jsonl"))
+                write_examples(beside, getattr(self, split))
+            (folder / TASK_FILE).unlink(missing_ok=True)
         record = {
             "name": self.name,
             "patterns": dict(self.patterns),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -125,6 +126,19 @@ class GenerationTask(TextTask):
         make_score(self.score)
         if self.score in REFERENCED:
             self._need_references(f"the score {self.score!r}")
+        if self.score == "rougeL":
+            self._need_words()
+
+    def _need_words(self) -> None:
+        """Refuse references of which ROUGE sees nothing, so that every answer would get 0."""
+        for split in SPLITS:
+            for i, example in enumerate(getattr(self, split)):
+                if not re.search("[a-z0-9]", str(example.reference).lower()):
+                    raise UserError(
+                        f"task {self.name!r}: the score 'rougeL' knows words of Latin letters and "
+                        f"digits only, and the reference of {split} example {i} has none: "
+                        f"{str(example.reference)[:40]!r}. Pass a function of your own."
+                    )
 
     @property
     def metric(self) -> str:

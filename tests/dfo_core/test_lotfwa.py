@@ -364,9 +364,10 @@ def test_errors(kwargs, message):
         opt.tell_foreign([0.0, 1.5], 0.0)
 
 
-def test_fireworks_that_cannot_move_any_more_end_the_run():
+@pytest.mark.parametrize("optimum", [0, 1])
+def test_fireworks_that_cannot_move_any_more_end_the_run(optimum):
     result = minimize(
-        lambda x: abs(x - 1).sum(), bounds=(-5, 5), dim=2, method="lotfwa", popsize=5, seed=0
+        lambda x: abs(x - optimum).sum(), bounds=(-5, 5), dim=2, method="lotfwa", popsize=5, seed=0
     )
     assert set(result.stop) == {"amplitude"}
     assert result.nfev < 20_000

@@ -212,9 +212,10 @@ def test_rouge_l_is_that_of_the_longest_common_subsequence():
 
 
 def test_rouge_l_says_what_it_cannot_read():
-    examples = [TextExample({"text": "a"}, "Привет мир")]
-    with pytest.raises(UserError, match="Latin letters and digits only, and the reference 'Пр"):
-        rouge_l(["Привет мир"], examples)
+    task = make_task("rougeL")
+    unread = [*task.test, TextExample({"text": "a"}, "Привет мир")]
+    with pytest.raises(UserError, match=r"digits only.*reference of test example 3 .*'Привет мир'"):
+        task.with_splits(task.train, task.dev, unread)
 
 
 def test_rouge_l_without_its_package_says_what_to_install(monkeypatch):

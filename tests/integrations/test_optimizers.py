@@ -77,10 +77,6 @@ def optuna_sampler():
     return pytest.importorskip("optuna").samplers.TPESampler(seed=0)
 
 
-def optuna_study():
-    return pytest.importorskip("optuna").create_study(sampler=optuna_sampler())
-
-
 def evotorch_state():
     functional = pytest.importorskip("evotorch.algorithms.functional")
     center, settings = torch.zeros(6), {"objective_sense": "min", "stdev_init": 1.0}
@@ -89,7 +85,7 @@ def evotorch_state():
 
 @pytest.mark.parametrize(
     "build",
-    [nevergrad_class, optuna_sampler, optuna_study, evotorch_state],
+    [nevergrad_class, optuna_sampler, evotorch_state],
     ids=lambda f: f.__name__,
 )
 def test_what_other_libraries_build_with_is_taken_as_it_is(build):
@@ -101,6 +97,12 @@ def test_what_other_libraries_build_with_is_taken_as_it_is(build):
     if build in (nevergrad_class, evotorch_state):  # which is given seeds, each layer its own
         assert np.array_equal(first[0], again[0])
         assert not np.array_equal(first[0], first[3])
+
+
+def test_a_study_is_no_search_for_several_layers():
+    study = pytest.importorskip("optuna").create_study()
+    with pytest.raises(UserError, match="an optuna study holds one search.*sampler"):
+        make(study)
 
 
 @pytest.mark.parametrize("name", ["lotfwa", "cma-es", "random", "pycma"])

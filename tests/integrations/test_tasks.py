@@ -11,6 +11,7 @@ import pytest
 
 from integrations import Example, Task, UserError, load_task
 from integrations.tasks import TASKS, Recipe
+from integrations.tasks.files import write_examples
 from integrations.tasks.task import pattern_fields
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -92,7 +93,7 @@ def test_a_limit_on_the_test_set_takes_the_first(tmp_path):
     assert texts(limited) == ["c 0", "c 1", "c 2", "c 3"]
 
 
-@pytest.mark.parametrize("limit", [20, 23, 40])
+@pytest.mark.parametrize("limit", [2, 7, 20, 23, 40])
 def test_a_limit_on_a_test_set_that_comes_class_by_class_takes_from_all(tmp_path, limit):
     rows = sorted(rows_of("c", 100), key=lambda row: row["label"])
     write(tmp_path, train=rows_of("a", 8), test=rows)
@@ -360,17 +361,21 @@ def test_a_save_replaces_an_earlier_one(saved):
     assert Task.load(folder) == other
 
 
-def test_a_save_that_is_cut_short_leaves_no_mixture(saved, monkeypatch):
+def test_a_save_that_fails_leaves_the_earlier_one(saved, monkeypatch):
     task, folder = saved
+    files = sorted(folder.iterdir())
+    written = []
 
     def full(path, examples):
-        raise OSError("no space left on device")
+        if written:
+            raise OSError("no space left on device")
+        written.append(write_examples(path, examples))
 
     monkeypatch.setattr("integrations.tasks.task.write_examples", full)
     with pytest.raises(OSError, match="no space"):
         task.with_splits(task.dev, (), ()).save(folder)
-    with pytest.raises(UserError, match=r"holds no task\.json"):
-        Task.load(folder)
+    assert Task.load(folder) == task
+    assert sorted(folder.iterdir()) == files
 
 
 def test_saved_splits_of_another_task(saved):
