@@ -101,7 +101,7 @@ def test_what_other_libraries_build_with_is_taken_as_it_is(build):
 
 def test_a_study_is_no_search_for_several_layers():
     study = pytest.importorskip("optuna").create_study()
-    with pytest.raises(UserError, match="an optuna study holds one search.*sampler"):
+    with pytest.raises(UserError, match=r"an optuna study holds one search.*sampler"):
         make(study)
 
 
