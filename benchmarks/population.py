@@ -1,9 +1,9 @@
 """How much faster is population evaluation than a loop over candidates?
 
 All ways get the same candidates of one layer and must find the same losses: all of them the same,
-and for the first four those of the naive loop. Ways that run the
-whole model for every candidate take the same time at every layer and are measured at the middle
-one; ours are averaged over evenly spaced layers, as a sweep visits all of them.
+and for the first four those of the naive loop. Ways that run the whole model for every candidate
+take the same time at every layer and are measured at the middle one; ours are averaged over evenly
+spaced layers, as a sweep visits all of them.
 
 Extra memory is the peak beyond what the process held: for ours before the evaluator was made, for
 the others when they were ready to run, as the copy of the model that they got is not their need.

@@ -112,11 +112,12 @@ def minimize(
     if vectorized and executor is not None:
         raise ValueError("vectorized=True evaluates a batch in one call; leave out the executor")
     says_dim = any(given is not None for given in (dim, x0, bounds))
-    if budget is None and says_dim and not hasattr(method, "ask") and not is_factory(method):
+    factory = is_factory(method)
+    if budget is None and says_dim and not hasattr(method, "ask") and not factory:
         # Before it is built, as some methods plan with their budget.
         budget = BUDGET_PER_DIMENSION * infer_dim(dim, x0, bounds)
     opt = as_optimizer(
-        partial(_with_budget, method) if budget is None and is_factory(method) else method,
+        partial(_with_budget, method) if budget is None and factory else method,
         dim=dim,
         seed=seed,
         x0=x0,

@@ -97,10 +97,10 @@ class GenerationEvaluator:
         fitting = pass_tokens // max(
             batch.ids.numel() + batch.rows * new_tokens for batch in self.batches
         )
-        most = max(1, fitting)
-        if speedups.blocks is not None and memory_limit is None:
-            most = speedups.blocks
-        self.block_size: int | None = min(most, speedups.blocks or most)
+        blocks = speedups.blocks or max(1, fitting)
+        self.block_size: int | None = (
+            blocks if memory_limit is None else min(blocks, max(1, fitting))
+        )
 
     @property
     def pass_size(self) -> int:

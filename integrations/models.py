@@ -26,8 +26,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "int8": torch.float32,  # of everything but the layers' weights
 }
-
-
 DEVICES = ("cpu", "cuda")
 
 

@@ -20,9 +20,8 @@ class ForeignOptimizer(Optimizer):
     Batches, partial and late tells, budget, best so far and the counts are the base class's; the
     other library sees each generation whole, in the order it asked for. Its losses are finite: a
     NaN or infinite one is replaced by the smallest number above every finite loss told so far, or
-    by 1e18 before the first of those, so
-    that it ranks worst and does not distort what a model or an average makes of it. (optuna is told
-    of a failed trial.)
+    by 1e18 before the first of those, so that it ranks worst and does not distort what a model or
+    an average makes of it. (optuna is told of a failed trial.)
 
     State cannot be saved, as other libraries offer pickle at most, and foreign points are not
     taken: `supports_state` and `accepts_foreign` are False and both raise NotImplementedError.
