@@ -292,6 +292,7 @@ def main(
     budget: Annotated[int | None, typer.Option(help="Evaluations a dimension")] = None,
     only: Annotated[list[str] | None, typer.Option(help="An optimizer; repeat for more")] = None,
     dims: Annotated[str | None, typer.Option(help="Dimensions: 2,5")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that measure side by side")] = 1,
     report_only: Annotated[bool, typer.Option(help="Measure nothing, show what there is")] = False,
 ) -> None:
     """Measure the share of BBOB targets that each optimizer reaches."""
@@ -307,7 +308,7 @@ def main(
         for i, f, d, name in order
     ]
     path = out / "bbob.jsonl"
-    rows = recorded(path, cells) if report_only else run_cells(path, cells, measure)
+    rows = recorded(path, cells) if report_only else run_cells(path, cells, measure, jobs)
     stem = "bbob" if subset == "full" else f"bbob-{subset}"
     settings |= {"targets": TARGETS, "box": LIMIT, "sigma0": SIGMA0}
     settings["seed"] = "1000 function + 10 dim + instance"

@@ -8,7 +8,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,9 @@ class Observed:
             raise Done
 
 
-def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> list[dict]:
+def run_cells(
+    path: Path, cells: Iterable[dict], run: Callable[..., dict], jobs: int = 1
+) -> list[dict]:
     """Run `run(**cell)` for each cell that the file does not hold yet.
 
     Each finished cell is a line of JSON, so an interrupted benchmark goes on where it was. A cell
@@ -82,7 +86,9 @@ def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> li
     Args:
         path: The file of JSON lines.
         cells: What to run: the keyword arguments that tell one measurement from the others.
-        run: Measures one cell and returns what is to be recorded.
+        run: Measures one cell and returns what is to be recorded; with several jobs a function of
+            a module, which other processes find by its name.
+        jobs: How many cells are measured at a time, each in a process; for what no clock decides.
 
     Returns:
         One row a cell, in the order of `cells`: the cell, and what was recorded for it.
@@ -93,9 +99,9 @@ def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> li
     _drop_half_line(path)
     missing = [cell for cell in cells if _key(cell) not in rows]
     with path.open("a") as file, _Progress(len(missing)) as advance:
-        for cell in missing:
+        for cell, result in _results(missing, run, jobs):
             try:
-                row = {"cell": cell, **run(**cell)}
+                row = {"cell": cell, **result()}
             except Exception as error:  # one library's failure must not cost the others' hours
                 row = {"cell": cell, "error": f"{type(error).__name__}: {error}"}
                 console.print(f"[red]{cell}: {row['error']}")
@@ -104,6 +110,23 @@ def run_cells(path: Path, cells: Iterable[dict], run: Callable[..., dict]) -> li
             file.flush()
             advance()
     return [rows[_key(cell)] for cell in cells]
+
+
+def _results(
+    cells: list[dict], run: Callable[..., dict], jobs: int
+) -> Iterator[tuple[dict, Callable[[], dict]]]:
+    """Each cell as its turn comes, or as it finishes, with what returns its result or raises."""
+    if jobs == 1:
+        for cell in cells:
+            yield cell, partial(run, **cell)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        try:
+            futures = {pool.submit(run, **cell): cell for cell in cells}
+            for future in as_completed(futures):
+                yield futures[future], future.result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def recorded(path: Path, cells: Iterable[dict]) -> list[dict]:

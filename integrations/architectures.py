@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -277,6 +277,10 @@ class Target:
     columns: slice | Tensor
     reused: bool = False
 
+    def columns_on(self, device: torch.device) -> slice | Tensor:
+        """The columns as an index of tensors on a device; they are on the module's own."""
+        return self.columns.to(device) if isinstance(self.columns, Tensor) else self.columns
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -404,6 +408,8 @@ def _target(name: str, layer: nn.Module, layer_path: str, family: Family, config
         layout = place.layout(config)
         share = width // len(layout)
         columns = _columns(layout, name, share)
+        if isinstance(columns, Tensor):  # where the deltas are, as each pass reads them
+            columns = columns.to(next(chain(module.parameters(), module.buffers())).device)
         out_features = share * layout.count(name)
     return Target(
         name=name,

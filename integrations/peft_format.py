@@ -169,7 +169,7 @@ def _stacked(
         if (f := factors.get(target.name)) is not None:
             rows = slice(start, start + f.rank)
             a[rows] = f.A[0].to(a)
-            b[target.columns, rows] = f.B[0].mT.to(b)
+            b[target.columns_on(b.device), rows] = f.B[0].mT.to(b)
             start += f.rank
     return a, b
 

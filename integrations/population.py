@@ -307,20 +307,24 @@ class PopulationEvaluator:
         return (logits if cut else logits[..., self.label_ids]).float()
 
     def _measure_block_size(self, candidates: Candidates, adapter: Adapter) -> int:
-        """Candidates a forward pass that take the least time each.
+        """Candidates a forward pass that take the least time for all of them.
 
         Measured on the batch with the most tokens, which has to fit into the device's memory too; a
         block that does not has lost. A larger block has to win by a tenth, so that noise does not
-        decide.
+        decide. Passes are of about equal size: where Python is what takes time, a last one that is
+        nearly empty takes as long as a full one.
         """
         number = max(range(len(self.batches)), key=lambda i: self.batches[i].tokens)
         best, best_time = 1, float("inf")
+        count = len(candidates)
         # Powers of two, and all of them together.
-        most = max(1, min(len(candidates), self._most_candidates, self._most_in_block))
-        for size in (*(1 << i for i in range((most - 1).bit_length())), most):
+        most = max(1, min(count, self._most_candidates, self._most_in_block))
+        sizes = (*(1 << i for i in range((most - 1).bit_length())), most)
+        for passes in dict.fromkeys(-(-count // size) for size in sizes):
+            size = -(-count // passes)
             block = candidates[:size]
             try:
-                seconds = min(self._seconds(number, block, adapter) for _ in range(2)) / size
+                seconds = passes * min(self._seconds(number, block, adapter) for _ in range(2))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise

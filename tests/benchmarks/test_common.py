@@ -53,3 +53,17 @@ def test_cells_are_run_once_and_failed_ones_again(tmp_path):
     assert [row["square"] for row in rows] == [0, 1, 4]
     assert calls == [0, 1, 2, 1]
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def square(n):
+    if n == 1:
+        raise RuntimeError("out of luck")
+    return {"square": n * n}
+
+
+def test_cells_measured_side_by_side_are_those_of_one_after_the_other(tmp_path):
+    cells = [{"n": n} for n in range(5)]
+    alone = run_cells(tmp_path / "alone.jsonl", cells, square)
+    together = run_cells(tmp_path / "together.jsonl", cells, square, jobs=3)
+    assert together == alone
+    assert len((tmp_path / "together.jsonl").read_text().splitlines()) == 5

@@ -1,6 +1,7 @@
 """On a GPU everything is as on the CPU, to rounding; these tests are skipped without one."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -43,6 +44,14 @@ def test_losses_are_those_of_the_cpu(family, steps):
         expected = losses(build_model(family), layer, speedups=NAIVE)
         found = losses(build_model(family).cuda(), layer, speedups=steps)
         assert found == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("small", [0, sys.maxsize], ids=["kernel", "products"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_deltas_in_place_by_either_way(family, small, monkeypatch):
+    expected = losses(build_model(family), 2)
+    monkeypatch.setattr("integrations.patches.GPU_SMALL", small)
+    assert losses(build_model(family).cuda(), 2) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,9 +16,10 @@ from tiny import (
 from torch import nn
 
 from integrations import NAIVE, PopulationEvaluator, Speedups
-from integrations.architectures import FAMILIES, describe
+from integrations.architectures import FAMILIES, Target, describe
 from integrations.metrics import cross_entropy
-from integrations.patches import Patches, evaluating
+from integrations.patches import Patches, add_deltas, evaluating
+from lora_kernels import Factors
 
 
 def test_an_interrupt_between_two_of_the_undos_leaves_none_of_them(monkeypatch):
@@ -38,6 +39,29 @@ def test_an_interrupt_between_two_of_the_undos_leaves_none_of_them(monkeypatch):
         patches.__exit__(None, None, None)
     assert "forward" not in vars(layer)
     assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    "places",
+    [[slice(None)], [slice(0, 4), slice(8, 12)], [torch.tensor([0, 1, 6, 7]), slice(8, 12)]],
+    ids=["alone", "fused", "interleaved"],
+)
+def test_deltas_are_the_products_of_their_factors(places, count, contiguous):
+    torch.manual_seed(0)
+    x, y = torch.randn(2 * count, 5, 6), torch.randn(2 * count, 5, 12)
+    if not contiguous:
+        y = y.mT.contiguous().mT
+    expected, members = y.clone(), []
+    for columns in places:
+        width = y[..., columns].shape[-1]
+        target = Target("q", nn.Linear(6, 12), "", "", 6, 12, width, columns)
+        factors = Factors(torch.randn(count, 3, 6), torch.randn(count, 3, width))
+        members.append((target, factors))
+        for p, rows in enumerate(torch.arange(2 * count).chunk(count)):
+            expected[rows[0] : rows[-1] + 1, :, columns] += x[rows] @ factors.A[p].T @ factors.B[p]
+    torch.testing.assert_close(add_deltas(members)(x, y), expected)
 
 
 class Untouched:

@@ -122,6 +122,29 @@ def test_the_block_size_is_measured_on_the_batch_with_most_tokens(monkeypatch):
     assert {*measured} == {500}
 
 
+@pytest.mark.parametrize(
+    ("time", "measured", "best"),
+    [
+        (lambda size: 1, [1, 2, 4, 7, 10, 20], 20),  # where Python is what takes time
+        (lambda size: 1 + size, [1, 2, 4, 7], 4),  # 20 * 2, 10 * 3, 5 * 5, 3 * 8
+    ],
+)
+def test_passes_share_the_population_evenly(time, measured, best, monkeypatch):
+    """A last pass that is nearly empty could take as long as a full one."""
+    sizes = []
+
+    def seconds(self, number, block, adapter):
+        sizes.append(len(block))
+        return time(len(block))
+
+    monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
+    arch = describe(build_model("llama"))
+    evaluator = make_evaluator(arch, lengths=[5] * 2)
+    evaluator.choose_block_size(LayerCandidates(1, random_factors(arch, 1, 20)), Adapter(arch))
+    assert list(dict.fromkeys(sizes)) == measured
+    assert evaluator.block_size == best
+
+
 def test_what_candidates_share_holds_no_copies(monkeypatch):
     shared = []
 
