@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +13,7 @@ from dfo_core.adapters import NevergradOptimizer, OptunaOptimizer
 from dfo_core.adapters.foreign import is_from
 from dfo_core.adapters.generic import require_ask_and_tell
 from integrations.errors import UserError
+from integrations.imported import imported, is_import
 from integrations.visit import Stop
 
 RADIUS = 3.0
@@ -29,6 +27,9 @@ LOTFWA_AMPLITUDE = 1.0
 
 FREEZE_A = ("lotfwa",)
 """Optimizers that search for B alone unless told otherwise; see docs/method.md."""
+
+LIBRARIES = ("nevergrad", "optuna", "cmaes", "evotorch", "evosax")
+"""Whose optimizers are named ``library:name``."""
 
 FULL_COVARIANCE = ("cma-es", "ipop-cma-es", "bipop-cma-es", "pycma", "cmaes", "nevergrad:cma")
 MOST_COORDINATES = 5000
@@ -54,8 +55,8 @@ def make_optimizers(
         UserError: If the name is unknown, a library is missing, the object has no ask or tell, or
             a covariance matrix would be too large.
     """
-    if isinstance(spec, str):
-        spec = _imported(spec)
+    if isinstance(spec, str) and is_import(spec) and spec.partition(":")[0] not in LIBRARIES:
+        spec = imported(spec, "optimizer", "a factory f(dim, seed)")
     _check_size(spec, dim)
     optimizers = {}
     share = -(-budget // len(layers))
@@ -144,21 +145,3 @@ def _factory(cls: type) -> Callable[[int, int], Any]:
 def optimizer_name(spec: Any) -> str:
     """What an optimizer is called in titles and records."""
     return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
-
-
-def _imported(spec: str) -> Any:
-    """The factory or class that ``"module:name"`` stands for; other names are handed back."""
-    module_name, _, attribute = spec.partition(":")
-    if not attribute or module_name in ("nevergrad", "optuna", "cmaes", "evotorch", "evosax"):
-        return spec
-    sys.path.insert(0, os.getcwd())
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"optimizer {spec!r}: {error}; expected a known name, or module:name of a factory "
-            "f(dim, seed) that can be imported from here."
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    return found

@@ -310,25 +310,28 @@ class PopulationEvaluator:
         """Candidates a forward pass that take the least time for all of them.
 
         Measured on the batch with the most tokens, which has to fit into the device's memory too; a
-        block that does not has lost. A larger block has to win by a tenth, so that noise does not
-        decide. Passes are of about equal size: where Python is what takes time, a last one that is
-        nearly empty takes as long as a full one.
+        block that does not has lost. Passes are of about equal size, as a last one that is nearly
+        empty can take as long as a full one. The sizes are tried from one candidate on; on a GPU,
+        which would rather have few passes, from all of them on. The next has to win by a tenth, so
+        that noise does not decide.
         """
         number = max(range(len(self.batches)), key=lambda i: self.batches[i].tokens)
-        best, best_time = 1, float("inf")
         count = len(candidates)
-        # Powers of two, and all of them together.
         most = max(1, min(count, self._most_candidates, self._most_in_block))
-        sizes = (*(1 << i for i in range((most - 1).bit_length())), most)
-        for passes in dict.fromkeys(-(-count // size) for size in sizes):
-            size = -(-count // passes)
+        blocks = [*(1 << i for i in range((most - 1).bit_length())), most]
+        passes = list(dict.fromkeys(-(-count // block) for block in blocks))
+        if self.arch.model.device.type != "cpu":
+            passes.reverse()
+        best, best_time = 1, float("inf")
+        for n in passes:
+            size = -(-count // n)
             block = candidates[:size]
             try:
-                seconds = passes * min(self._seconds(number, block, adapter) for _ in range(2))
+                seconds = n * min(self._seconds(number, block, adapter) for _ in range(2))
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-                break
+                continue
             if seconds > 0.9 * best_time:
                 break
             best, best_time = size, seconds

@@ -108,8 +108,8 @@ def score_with_bar(scorer: Scorer, adapter: Adapter | None, what: str) -> Score:
 
 def score_test(result: TuneResult) -> None:
     """Score a run's deltas, and the frozen model, on the task's test set, with a bar."""
-    test, loss = result.encoder.task.test, result.settings["loss"]
-    scorer = Scorer(result.adapter.arch, result.encoder, test, loss)
+    test = result.encoder.task.test
+    scorer = Scorer(result.adapter.arch, result.encoder, test, result.loss)
     for name, adapter in {"zero-shot": None, "tuned": result.adapter}.items():
         result.tested[name] = score_with_bar(scorer, adapter, name)
 

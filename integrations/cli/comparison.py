@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +121,7 @@ def compare(
     )
     names = choose_methods(words(methods) or ())
     numbers = _numbers("--seeds", seeds, int)
-    folder = out or Path("runs") / f"compare-{Path(model).name}-{task.replace('/', '-')}"
+    folder = out or Path("runs") / f"compare-{Path(model).name}-{re.sub('[/:]', '-', task)}"
     require_folder(folder)
     require_no_other(folder)
     metric = comparison.split(numbers[0]).metric if numbers else "score"

@@ -23,22 +23,24 @@ from integrations.cli.options import (
     Dtype,
     Json,
     LabelWords,
-    Loss,
+    LossName,
     MaxLength,
     Model,
     Seed,
     Shots,
     TaskName,
     TestLimit,
+    loss_of,
     require_folder,
     task_of,
 )
 from integrations.demo import demo_task
 from integrations.environment import versions
 from integrations.errors import UserError, unknown
+from integrations.evaluators import make_encoder
 from integrations.files import replace_file
 from integrations.history import plain
-from integrations.metrics import LOSS_NAMES, make_loss
+from integrations.metrics import make_loss
 from integrations.models import load_model
 from integrations.peft_format import load_adapter
 from integrations.prompts import Encoder, longest_prompt
@@ -62,7 +64,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help=f"One of {', '.join(SPLITS)}.", rich_help_panel=TASK)
     ] = "test",
-    loss: Loss = "ce",
+    loss: LossName = None,
     shots: Shots = 16,
     seed: Seed = 0,
     label_words: LabelWords = None,
@@ -77,8 +79,7 @@ def evaluate(
     """Score a model on a task, with and without an adapter."""
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if loss not in LOSS_NAMES:
-        raise unknown("loss", loss, LOSS_NAMES)
+    own_loss = loss_of(loss)
     data_task = task_of(task, data, shots, seed, label_words, column, test_limit)
     examples = getattr(data_task, split)
     if not examples:
@@ -86,9 +87,8 @@ def evaluate(
     frozen, tokenizer = load_model(model, dtype=dtype, device=device)
     arch = describe(frozen, TARGETS)
     deltas = None if adapter is None else load_adapter(arch, adapter)
-    length = longest_prompt(frozen, max_length=max_length)
-    encoder = Encoder(data_task, tokenizer, arch.kind, length)
-    scorer = Scorer(arch, encoder, examples, loss)
+    encoder = make_encoder(data_task, arch, tokenizer, max_length)
+    scorer = Scorer(arch, encoder, examples, own_loss)
     scores = {"zero-shot": score_with_bar(scorer, None, "zero-shot")}
     if deltas is not None:
         scores["tuned"] = score_with_bar(scorer, deltas, "tuned")

@@ -10,12 +10,15 @@ from typing import Annotated
 import typer
 
 from integrations.cli.config import read_config
-from integrations.errors import UserError
-from integrations.metrics import LOSS_NAMES
+from integrations.errors import UserError, unknown
+from integrations.imported import imported, is_import
+from integrations.metrics import LOSS_NAMES, Loss
 from integrations.models import DTYPES
 from integrations.report import console
 from integrations.smollm2 import NAME as SMOLLM2
 from integrations.tasks import TASKS, Task, load_task
+from integrations.tasks.loading import own_task
+from integrations.tasks.text import TextTask
 
 MODEL, TASK, DELTAS, SEARCH, OUTPUT = "Model", "Task and data", "Deltas", "Search", "Run and output"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -53,7 +56,11 @@ MaxLength = Annotated[
 ]
 TaskName = Annotated[
     str,
-    typer.Option(help=f"One of {', '.join(TASKS)}, or its Hub name.", rich_help_panel=TASK),
+    typer.Option(
+        help=f"One of {', '.join(TASKS)}, or its Hub name; or module:name of a task of your own, "
+        "or of a function that returns one.",
+        rich_help_panel=TASK,
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -89,7 +96,14 @@ TestLimit = Annotated[
         help="Score the first so many test examples only; by default all.", rich_help_panel=TASK
     ),
 ]
-Loss = Annotated[str, typer.Option(help=f"One of {', '.join(LOSS_NAMES)}.", rich_help_panel=SEARCH)]
+LossName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"One of {', '.join(LOSS_NAMES)}, or module:name of a function of label logits and "
+        "labels; by default ce, or what a text task has.",
+        rich_help_panel=SEARCH,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option(
@@ -120,10 +134,19 @@ def task_of(
     label_words: str | None,
     columns: list[str] | None,
     test_limit: int | None,
-) -> Task:
+) -> Task | TextTask:
     """The task that the shared options describe."""
+    own = own_task(name)
+    if isinstance(own, TextTask):
+        options = {"--data": data, "--label-words": label_words, "--column": columns or None}
+        for option, value in options.items():
+            if value is not None:
+                raise UserError(
+                    f"task {name!r} is answered by text and has its examples; leave {option} out."
+                )
+        return own.with_splits(own.train, own.dev, own.test[:test_limit])
     return load_task(
-        name,
+        name if own is None else own,
         data,
         shots=shots,
         seed=seed,
@@ -131,6 +154,16 @@ def task_of(
         columns=pairs(columns),
         test_limit=test_limit,
     )
+
+
+def loss_of(name: str | None) -> str | Loss | None:
+    """The loss that ``--loss`` says: a name, or a function of the user's own."""
+    if name is None or name in LOSS_NAMES:
+        return name
+    if not is_import(name):
+        raise unknown("loss", name, LOSS_NAMES)
+    found: Loss = imported(name, "loss", "a function of label logits and labels")
+    return found
 
 
 def words(text: str | None) -> tuple[str, ...] | None:

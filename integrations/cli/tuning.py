@@ -25,7 +25,7 @@ from integrations.cli.options import (
     Dtype,
     Json,
     LabelWords,
-    Loss,
+    LossName,
     MaxLength,
     Model,
     Seed,
@@ -35,6 +35,7 @@ from integrations.cli.options import (
     byte_count,
     count_or_none,
     layer_list,
+    loss_of,
     require_folder,
     task_of,
     words,
@@ -52,6 +53,7 @@ from integrations.schedule import SCHEDULES
 from integrations.smollm2 import NAME as SMOLLM2
 from integrations.spaces import INIT_STD
 from integrations.tasks import Task
+from integrations.tasks.text import TextTask
 from integrations.tuning import tune as tune_model
 
 CHECKPOINT = "checkpoint"
@@ -190,7 +192,7 @@ def tune(
     seconds: Seconds = None,
     popsize: Popsize = None,
     schedule: Schedule = "generation-major",
-    loss: Loss = "ce",
+    loss: LossName = None,
     dev_every: DevEvery = 50,
     patience: Patience = 1500,
     rank: Rank = 4,
@@ -225,6 +227,7 @@ def tune(
     name = re.sub("[/:]", "-", f"{Path(model).name}-{task}-{optimizer}-seed{seed}")
     folder = Path("runs") / name if out is None else out
     _require_free(folder, overwrite)
+    own_loss = loss_of(loss)
     data_task = task_of(task, data, shots, seed, label_words, column, test_limit)
     checkpoint = _checkpoint(folder, overwrite, optimizer, dim, popsize)
     _run(
@@ -245,7 +248,7 @@ def tune(
         layers=layer_list(layers),
         popsize=popsize,
         schedule=schedule,
-        loss=loss,
+        loss=own_loss,
         init=init,
         init_std=init_std,
         freeze_a=freeze_a,
@@ -284,7 +287,7 @@ def _run(
     ctx: typer.Context,
     folder: Path,
     loaded: tuple[PreTrainedModel, Any],
-    task: Task,
+    task: Task | TextTask,
     budget: int,
     callbacks: list[Callback] | None = None,
     as_json: bool = False,

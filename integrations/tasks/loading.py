@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from integrations.errors import UserError, unknown
+from integrations.imported import imported, is_import
 from integrations.tasks.builtin import HUB_NAMES, TASKS, Recipe
 from integrations.tasks.example import Example
 from integrations.tasks.files import Columns, FileSplit, find_split
 from integrations.tasks.hub import HubSplit, load_hub
 from integrations.tasks.splits import draw_shots
 from integrations.tasks.task import TASK_FILE, Task
+from integrations.tasks.text import TextTask
 
 
 def load_task(
@@ -41,11 +43,13 @@ def load_task(
     Args:
         task: The name of a built-in task (``"sst2"``, ``"mrpc"``) or its name on the Hub
             (``"stanfordnlp/sst2"``, ``"nyu-mll/glue:mrpc"``); a task of your own, whose patterns
-            and label words are used; or a `Recipe`, if its data is on the Hub.
+            and label words are used; a `Recipe`, if its data is on the Hub; or ``"module:name"``
+            of one of these, or of a function that returns one.
         data: A folder with ``train.jsonl`` (or ``train_pool.jsonl``), ``test.jsonl`` and possibly
             ``dev.jsonl``, or the same as CSV; a folder that `Task.save` wrote, whose examples are
             taken as they are, whatever ``shots``, ``seed`` and ``columns`` say; or one file, whose
-            rows that are not drawn are the test set. None loads the data set from the Hub.
+            rows that are not drawn are the test set. None takes the examples that a task of your
+            own has, as they are, or loads the data set from the Hub.
         shots: Examples a class for training, and as many others for development (default 16).
         seed: Draws the examples (default 0).
         label_words: Other label words than the task's own, in the order of the labels.
@@ -64,7 +68,8 @@ def load_task(
     """
     if test_limit is not None and not test_limit > 0:
         raise UserError(f"test_limit must be at least 1; got {test_limit!r}.")
-    recipe = _find(task, data)
+    found = own_task(task) if isinstance(task, str) else task
+    recipe = _find(task if found is None else found, data)
     task = recipe.task
     columns = columns or {}
     if label_words is not None:
@@ -79,8 +84,9 @@ def load_task(
             f"columns names {sorted(unused)[0]!r}, which is no field of task {task.name!r}; its "
             f"fields are {', '.join([*task.fields, 'label'])}."
         )
-    if data is not None and (Path(data) / TASK_FILE).is_file():
-        saved = task.with_saved(data)
+    complete = data is None and bool(task.train)
+    if complete or (data is not None and (Path(data) / TASK_FILE).is_file()):
+        saved = task if data is None else task.with_saved(data)
         labels = [example.label for example in saved.test]
         chosen = [saved.test[i] for i in _limited(range(len(labels)), labels, test_limit)]
         return saved.with_splits(saved.train, saved.dev, chosen)
@@ -89,6 +95,26 @@ def load_task(
     else:
         pools = _from_files(Path(data), task, columns)
     return _draw(task, *pools, shots, seed, test_limit)
+
+
+OWN = (Task, Recipe, TextTask)
+
+
+def own_task(name: str) -> Task | Recipe | TextTask | None:
+    """The task that ``"module:name"`` stands for; None for other names.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name in HUB_NAMES or not is_import(name):
+        return None
+    expected = "a task, a Recipe, or a function that returns one"
+    found = imported(name, "task", expected)
+    if not isinstance(found, OWN) and callable(found):
+        found = found()
+    if not isinstance(found, OWN):
+        raise UserError(f"task {name!r} is a {type(found).__name__}; expected {expected}.")
+    return found
 
 
 class Pool(Protocol):
@@ -114,9 +140,14 @@ def _find(task: str | Task | Recipe, data: object) -> Recipe:
         return TASKS[key]
     if isinstance(task, Recipe):
         return task
+    if isinstance(task, TextTask):
+        raise UserError(
+            f"task {task.name!r} is answered by text and has no classes to draw examples of; "
+            "pass it to tune() itself."
+        )
     if not isinstance(task, Task):
         raise UserError(f"task must be a name, a Task or a Recipe; got {type(task).__name__}.")
-    if data is None:
+    if data is None and not task.train:
         raise UserError(
             f"task {task.name!r} is none of the built-in ones and needs data=..., a folder or file "
             "of examples; if its data is on the Hub, pass a Recipe that says where."

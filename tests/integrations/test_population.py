@@ -123,13 +123,15 @@ def test_the_block_size_is_measured_on_the_batch_with_most_tokens(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("time", "measured", "best"),
+    ("device", "time", "measured", "best"),
     [
-        (lambda size: 1, [1, 2, 4, 7, 10, 20], 20),  # where Python is what takes time
-        (lambda size: 1 + size, [1, 2, 4, 7], 4),  # 20 * 2, 10 * 3, 5 * 5, 3 * 8
+        ("cpu", lambda size: 1, [1, 2, 4, 7, 10, 20], 20),
+        ("cpu", lambda size: 1 + size, [1, 2, 4, 7], 4),  # 20 * 2, 10 * 3, 5 * 5, 3 * 8
+        ("cuda", lambda size: 1, [20, 10], 20),  # where Python is what takes time
+        ("cuda", lambda size: size**2, [20, 10, 7, 4, 2, 1], 1),
     ],
 )
-def test_passes_share_the_population_evenly(time, measured, best, monkeypatch):
+def test_passes_share_the_population_evenly(device, time, measured, best, monkeypatch):
     """A last pass that is nearly empty could take as long as a full one."""
     sizes = []
 
@@ -140,9 +142,28 @@ def test_passes_share_the_population_evenly(time, measured, best, monkeypatch):
     monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
     arch = describe(build_model("llama"))
     evaluator = make_evaluator(arch, lengths=[5] * 2)
-    evaluator.choose_block_size(LayerCandidates(1, random_factors(arch, 1, 20)), Adapter(arch))
+    candidates = LayerCandidates(1, random_factors(arch, 1, 20))
+    monkeypatch.setattr(type(arch.model), "device", torch.device(device))
+    evaluator.choose_block_size(candidates, Adapter(arch))
     assert list(dict.fromkeys(sizes)) == measured
     assert evaluator.block_size == best
+
+
+def test_a_block_that_does_not_fit_has_lost(monkeypatch):
+    def seconds(self, number, block, adapter):
+        if len(block) > 7:
+            raise torch.OutOfMemoryError
+        return 1
+
+    monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
+    arch = describe(build_model("llama"))
+    for device in ("cpu", "cuda"):
+        evaluator = make_evaluator(arch, lengths=[5] * 2)
+        candidates = LayerCandidates(1, random_factors(arch, 1, 20))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(arch.model), "device", torch.device(device))
+            evaluator.choose_block_size(candidates, Adapter(arch))
+        assert evaluator.block_size == 7
 
 
 def test_what_candidates_share_holds_no_copies(monkeypatch):

@@ -1,0 +1,131 @@
+"""Tasks and losses of one's own, named on the command line as module:name."""
+
+import json
+import sys
+
+import pytest
+
+from integrations import Task, UserError, load_task
+from integrations.imported import is_import
+
+MODULE = '''
+from integrations import ContinuationTask, Example, GenerationTask, Task, TextExample
+
+tickets = Task(
+    name="tickets",
+    patterns={"causal": "{text} . It was"},
+    label_words=("bad", "great"),
+    metric="macro_f1",
+)
+texts = {"lovely": 1, "good": 1, "dull": 0, "poor": 0}
+examples = [Example({"text": f"the film was {word}"}, label) for word, label in texts.items()]
+whole = tickets.with_splits(examples, examples[::-1], examples)
+said = GenerationTask(
+    name="said",
+    pattern="the film was {text} . It was",
+    train=[TextExample({"text": "dull"}, "bad")],
+    dev=[TextExample({"text": "poor"}, "bad")],
+    test=[TextExample({"text": "good"}, "great"), TextExample({"text": "dull"}, "bad")],
+    max_new_tokens=2,
+)
+number = 3
+
+
+def made():
+    return tickets
+
+
+def first_is_right(logits, labels):
+    return logits[..., 0].mean(-1)
+'''
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    """A module in the current folder."""
+    (tmp_path / "own_things.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    sys.modules.pop("own_things", None)
+
+
+@pytest.mark.parametrize("name", ["tickets", "made"])
+def test_a_task_of_ones_own_is_tuned_scored_and_compared(
+    name, dfo_lora, tune_arguments, saved_model, data
+):
+    task = f"own_things:{name}"
+    status, out, err = dfo_lora(*tune_arguments(task=task, out="run", json=True))
+    assert status == 0, err
+    tuned = json.loads(out)
+    assert tuned["metric"] == "macro_f1"
+    about = ["--model", saved_model, "--task", task, "--data", data, "--shots", 4]
+    status, out, err = dfo_lora("eval", *about, "--adapter", "run", "--json")
+    assert status == 0, err
+    assert json.loads(out)["scores"]["tuned"]["score"] == tuned["test"]["tuned"]["score"]
+    limits = ["--methods", "manual,f-lora", "--seeds", 0, "--budget", 10]
+    status, out, err = dfo_lora("compare", *about, *limits, "--json")
+    assert status == 0, err
+    assert json.loads(out)["metric"] == "macro_f1"
+
+
+def test_a_task_that_has_its_examples_needs_no_data(dfo_lora, saved_model):
+    about = ["--model", saved_model, "--task", "own_things:whole"]
+    settings = ["--budget", 10, "--dim", 40, "--out", "run", "--json"]
+    status, out, err = dfo_lora("tune", *about, *settings, "--test-limit", 3)
+    assert status == 0, err
+    assert json.loads(out)["test"]["tuned"]["examples"] == 3
+
+
+def test_a_text_task_is_tuned_and_scored(dfo_lora, saved_model):
+    about = ["--model", saved_model, "--task", "own_things:said"]
+    settings = ["--budget", 10, "--dim", 40, "--out", "run", "--json"]
+    status, out, err = dfo_lora("tune", *about, *settings)
+    assert status == 0, err
+    tuned = json.loads(out)
+    assert tuned["metric"] == "exact"
+    status, out, err = dfo_lora("eval", *about, "--adapter", "run", "--json")
+    assert status == 0, err
+    assert json.loads(out)["scores"] == tuned["test"]
+
+
+def test_a_loss_of_ones_own_is_what_is_lowered(dfo_lora, tune_arguments):
+    arguments = tune_arguments(loss="own_things:first_is_right", out="run", json=True)
+    status, out, err = dfo_lora(*arguments)
+    assert status == 0, err
+    tuned = json.loads(out)
+    assert tuned["settings"]["loss"] == "first_is_right"
+    assert tuned["dev"]["tuned"]["loss"] < tuned["dev"]["zero-shot"]["loss"]
+
+
+def test_tasks_are_found_in_python_too(data):
+    task = load_task("own_things:tickets", data, shots=4)
+    assert (task.name, len(task.train)) == ("tickets", 8)
+    assert isinstance(load_task("own_things:whole"), Task)
+    with pytest.raises(UserError, match=r"'said' is answered by text .* pass it to tune"):
+        load_task("own_things:said")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "own_things:nothing"}, "has no attribute 'nothing'; expected a known name, or"),
+        ({"task": "no_such_module:task"}, "No module named 'no_such_module'"),
+        ({"task": "own_things:number"}, "is a int; expected a task, a Recipe, or a function"),
+        ({"task": "own_things:said"}, "leave --data out"),
+        ({"loss": "own_things:nothing"}, "of a function of label logits and labels"),
+        ({"loss": "f1"}, "loss"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_the_model_is_loaded(
+    options, message, dfo_lora, tune_arguments
+):
+    status, _, err = dfo_lora(*tune_arguments(out="run", **options))
+    assert status == 2
+    assert message in err
+
+
+def test_names_on_the_hub_are_no_imports():
+    assert is_import("tasks:tickets")
+    assert is_import("my.tasks:tickets")
+    assert not any(map(is_import, ("sst2", "nyu-mll/glue:mrpc", ":x", "x:", "host:80")))
