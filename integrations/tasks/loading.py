@@ -16,7 +16,7 @@ from integrations.tasks.files import Columns, FileSplit, find_split
 from integrations.tasks.hub import HubSplit, load_hub
 from integrations.tasks.splits import draw_shots
 from integrations.tasks.task import TASK_FILE, Task
-from integrations.tasks.text import TextTask
+from integrations.tasks.text import ContinuationTask, GenerationTask, TextTask
 
 
 def load_task(
@@ -97,10 +97,10 @@ def load_task(
     return _draw(task, *pools, shots, seed, test_limit)
 
 
-OWN = (Task, Recipe, TextTask)
+OWN = (Task, Recipe, GenerationTask, ContinuationTask)
 
 
-def own_task(name: str) -> Task | Recipe | TextTask | None:
+def own_task(name: str) -> Task | Recipe | GenerationTask | ContinuationTask | None:
     """The task that ``"module:name"`` stands for; None for other names.
 
     Raises:
@@ -110,7 +110,7 @@ def own_task(name: str) -> Task | Recipe | TextTask | None:
         return None
     expected = "a task, a Recipe, or a function that returns one"
     found = imported(name, "task", expected)
-    if not isinstance(found, OWN) and callable(found):
+    if callable(found):
         found = found()
     if not isinstance(found, OWN):
         raise UserError(f"task {name!r} is a {type(found).__name__}; expected {expected}.")
@@ -132,7 +132,7 @@ Pools = tuple[Pool, Pool | None, Pool | None]
 """What train, dev and test examples come from; None if from what is left of the first."""
 
 
-def _find(task: str | Task | Recipe, data: object) -> Recipe:
+def _find(task: object, data: object) -> Recipe:
     if isinstance(task, str):
         key = HUB_NAMES.get(task, task)
         if key not in TASKS:

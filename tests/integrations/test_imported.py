@@ -2,13 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from integrations import Task, UserError, load_task
 from integrations.imported import is_import
 
-MODULE = '''
+MODULE = """
 from integrations import ContinuationTask, Example, GenerationTask, Task, TextExample
 
 tickets = Task(
@@ -37,7 +38,7 @@ def made():
 
 def first_is_right(logits, labels):
     return logits[..., 0].mean(-1)
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +52,7 @@ def own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["tickets", "made"])
-def test_a_task_of_ones_own_is_tuned_scored_and_compared(
-    name, dfo_lora, tune_arguments, saved_model, data
-):
+def test_a_task_of_ones_own_is_tuned_and_scored(name, dfo_lora, tune_arguments, saved_model, data):
     task = f"own_things:{name}"
     status, out, err = dfo_lora(*tune_arguments(task=task, out="run", json=True))
     assert status == 0, err
@@ -63,7 +62,11 @@ def test_a_task_of_ones_own_is_tuned_scored_and_compared(
     status, out, err = dfo_lora("eval", *about, "--adapter", "run", "--json")
     assert status == 0, err
     assert json.loads(out)["scores"]["tuned"]["score"] == tuned["test"]["tuned"]["score"]
-    limits = ["--methods", "manual,f-lora", "--seeds", 0, "--budget", 10]
+
+
+def test_a_task_of_ones_own_is_compared_in_processes(dfo_lora, saved_model, data):
+    about = ["--model", saved_model, "--task", "own_things:tickets", "--data", data, "--shots", 4]
+    limits = ["--methods", "manual", "--seeds", 0, "--budget", 10]
     status, out, err = dfo_lora("compare", *about, *limits, "--json")
     assert status == 0, err
     assert json.loads(out)["metric"] == "macro_f1"
@@ -89,13 +92,23 @@ def test_a_text_task_is_tuned_and_scored(dfo_lora, saved_model):
     assert json.loads(out)["scores"] == tuned["test"]
 
 
-def test_a_loss_of_ones_own_is_what_is_lowered(dfo_lora, tune_arguments):
+def test_a_loss_of_ones_own_is_what_is_lowered(dfo_lora, tune_arguments, saved_model, data):
     arguments = tune_arguments(loss="own_things:first_is_right", out="run", json=True)
     status, out, err = dfo_lora(*arguments)
     assert status == 0, err
     tuned = json.loads(out)
     assert tuned["settings"]["loss"] == "first_is_right"
-    assert tuned["dev"]["tuned"]["loss"] < tuned["dev"]["zero-shot"]["loss"]
+    record = json.loads(Path("run/dfo_lora.json").read_text())
+    looks = [look["train_loss"] for look in record["history"]["scores"]]
+    assert looks[-1] < looks[0]
+    about = ["--model", saved_model, "--task", "sst2", "--data", data, "--shots", 4]
+    found = {}
+    for loss in ("own_things:first_is_right", "ce"):
+        status, out, err = dfo_lora("eval", *about, "--loss", loss, "--json")
+        assert status == 0, err
+        found[loss] = json.loads(out)["scores"]["zero-shot"]["loss"]
+    assert found["own_things:first_is_right"] == pytest.approx(tuned["test"]["zero-shot"]["loss"])
+    assert found["ce"] != pytest.approx(tuned["test"]["zero-shot"]["loss"])
 
 
 def test_tasks_are_found_in_python_too(data):
