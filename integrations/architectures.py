@@ -278,7 +278,7 @@ class Target:
     reused: bool = False
 
     def columns_on(self, device: torch.device) -> slice | Tensor:
-        """The columns as an index of tensors on a device; they are on the module's own."""
+        """The columns as an index of tensors on a device; they are where the module was."""
         return self.columns.to(device) if isinstance(self.columns, Tensor) else self.columns
 
 

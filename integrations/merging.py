@@ -35,7 +35,8 @@ def merge(adapter: Adapter) -> None:
     for target, factors in deltas:
         weight = weight_of(target.module)
         delta = factors.B[0].float().mT @ factors.A[0].float()
-        weight[target.columns] = (weight[target.columns].float() + delta).to(weight.dtype)
+        columns = target.columns_on(weight.device)  # the model may have moved since
+        weight[columns] = (weight[columns].float() + delta).to(weight.dtype)
 
 
 def require_plain(target: Target) -> None:

@@ -128,7 +128,7 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
                     f"{fitting[1]} for this model and r = {rank}. Load it with the model it was "
                     f"made for: {config.get('base_model_name_or_path')!r}."
                 )
-            b = scale * b.mT[:, target.columns]
+            b = scale * b.mT[:, target.columns_on(b.device)]
             if a.any() and b.any():
                 factors[name] = Factors(a[None].contiguous(), b[None].contiguous())
         if factors:

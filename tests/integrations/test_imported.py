@@ -111,6 +111,13 @@ def test_a_loss_of_ones_own_is_what_is_lowered(dfo_lora, tune_arguments, saved_m
     assert found["ce"] != pytest.approx(tuned["test"]["zero-shot"]["loss"])
 
 
+def test_workers_find_the_module_too(dfo_lora, tune_arguments):
+    arguments = tune_arguments(loss="own_things:first_is_right", budget=10, workers=2, json=True)
+    status, out, err = dfo_lora(*arguments)
+    assert status == 0, err
+    assert json.loads(out)["evaluations"] == 10
+
+
 def test_tasks_are_found_in_python_too(data):
     task = load_task("own_things:tickets", data, shots=4)
     assert (task.name, len(task.train)) == ("tickets", 8)
