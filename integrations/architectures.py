@@ -409,7 +409,9 @@ def _target(name: str, layer: nn.Module, layer_path: str, family: Family, config
         share = width // len(layout)
         columns = _columns(layout, name, share)
         if isinstance(columns, Tensor):  # where the deltas are, as each pass reads them
-            columns = columns.to(next(chain(module.parameters(), module.buffers())).device)
+            kept = chain(module.parameters(), module.buffers())
+            places = (tensor.device for tensor in kept if not tensor.is_meta)  # or offloaded
+            columns = columns.to(next(places, columns.device))
         out_features = share * layout.count(name)
     return Target(
         name=name,

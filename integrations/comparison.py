@@ -143,8 +143,11 @@ def _prepare(comparison: Comparison, seed: int) -> tuple[Architecture, Encoder]:
     arch = describe(model)
     task = comparison.split(seed)
     encoder = make_encoder(task, arch, tokenizer, comparison.max_length)
-    if not isinstance(encoder, Encoder) or not task.test:
-        raise UserError(f"task {task.name!r} needs label words and test examples to be compared.")
+    if not isinstance(encoder, Encoder) or not (task.train and task.dev and task.test):
+        raise UserError(
+            f"task {task.name!r} needs label words, and examples to train on, for development and "
+            "for the test, to be compared."
+        )
     return arch, encoder
 
 

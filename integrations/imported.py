@@ -29,7 +29,8 @@ def imported(spec: str, option: str, expected: str) -> Any:
     """
     module, _, name = spec.partition(":")
     here = os.getcwd()
-    sys.path.insert(0, here)
+    if sys.path[0] != here:  # which stays, so that worker processes find what they are sent
+        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -37,8 +38,3 @@ def imported(spec: str, option: str, expected: str) -> Any:
             f"{option} {spec!r}: {error}; expected a known name, or module:name of {expected} that "
             "can be imported from here."
         ) from error
-    finally:
-        sys.path.remove(here)
-        # Worker processes, which start with this path, find what they are sent.
-        if here not in sys.path:
-            sys.path.append(here)

@@ -189,12 +189,21 @@ class PopulationEvaluator:
         Returns:
             (P,) float64 losses.
         """
-        count = len(candidates)
         self.choose_block_size(candidates, adapter)
-        size = self.pass_size
         if self.speedups.prefix_cache:
             for number in range(len(self.batches)):
                 self._prefix.prepare(number, candidates.first, adapter)
+        while True:
+            try:
+                return self._losses(candidates, adapter)
+            except torch.OutOfMemoryError:
+                # Others may have taken memory since the size was measured.
+                if self.pass_size == 1:
+                    raise
+                self.block_size = self.pass_size // 2
+
+    def _losses(self, candidates: Candidates, adapter: Adapter) -> np.ndarray:
+        count, size = len(candidates), self.pass_size
         shared = [SharedBase() for _ in self.batches]
         # Label logits are few, and a loss may look at all of them at once.
         logits = torch.empty(count, len(self.labels), self.width)

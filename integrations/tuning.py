@@ -35,6 +35,8 @@ from integrations.scoring import Scorer
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
 from integrations.tasks import ContinuationTask, GenerationTask, Task, load_task
+from integrations.tasks.loading import own_task
+from integrations.tasks.text import TextTask
 from integrations.workers import Fleet, Workers, as_workers
 
 MOST = 2**63  # what generators and counters take
@@ -86,7 +88,7 @@ def tune(
         task: A task with training and development examples, answered by a label word (`Task`), by
             text that is scored (`GenerationTask`) or by text that is to be likely
             (`ContinuationTask`); or the name of a built-in one, whose 16-shot splits are then
-            drawn from the Hub's data with `seed`.
+            drawn from the Hub's data with `seed`; or ``"module:name"`` of any of these.
         tokenizer: The model's tokenizer; None loads it from where the model came from.
         optimizer: ``"lotfwa"``, ``"cma-es"`` or whatever else `dfo_core.as_optimizer` takes: a
             name, a factory f(dim, seed), or an object with ask and tell, which is copied for each
@@ -193,7 +195,8 @@ def tune(
     if checkpoint is not None:
         require_state(optimizers, optimizer_name(optimizer))
     if isinstance(task, str):
-        task = load_task(task, seed=seed)
+        own = own_task(task)
+        task = own if isinstance(own, TextTask) else load_task(own or task, seed=seed)
     encoder = make_encoder(task, arch, tokenizer or _tokenizer_of(model), max_length)
     _check_task(task)
     settings = {

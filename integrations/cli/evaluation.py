@@ -107,7 +107,9 @@ def bench(
     model: Model = SMOLLM2,
     task: Annotated[
         str | None,
-        typer.Option(help="A built-in task; by default the demo's.", rich_help_panel=TASK),
+        typer.Option(
+            help="As for tune, with label words; by default the demo's.", rich_help_panel=TASK
+        ),
     ] = None,
     data: Data = None,
     examples: Annotated[

@@ -17,7 +17,7 @@ from integrations.models import DTYPES
 from integrations.report import console
 from integrations.smollm2 import NAME as SMOLLM2
 from integrations.tasks import TASKS, ContinuationTask, GenerationTask, Task, load_task
-from integrations.tasks.loading import own_task
+from integrations.tasks.loading import own_task, require_limit
 from integrations.tasks.text import TextTask
 
 MODEL, TASK, DELTAS, SEARCH, OUTPUT = "Model", "Task and data", "Deltas", "Search", "Run and output"
@@ -136,6 +136,7 @@ def task_of(
     test_limit: int | None,
 ) -> Task | GenerationTask | ContinuationTask:
     """The task that the shared options describe."""
+    require_limit(test_limit)
     own = own_task(name)
     if isinstance(own, TextTask):
         options = {"--data": data, "--label-words": label_words, "--column": columns or None}
@@ -146,7 +147,7 @@ def task_of(
                 )
         return own.with_splits(own.train, own.dev, own.test[:test_limit])
     return load_task(
-        name if own is None else own,
+        own or name,
         data,
         shots=shots,
         seed=seed,
@@ -162,7 +163,10 @@ def loss_of(name: str | None) -> str | Loss | None:
         return name
     if not is_import(name):
         raise unknown("loss", name, LOSS_NAMES)
-    found: Loss = imported(name, "loss", "a function of label logits and labels")
+    expected = "a function of label logits and labels"
+    found: Loss = imported(name, "loss", expected)
+    if not callable(found):
+        raise UserError(f"loss {name!r} is a {type(found).__name__}; expected {expected}.")
     return found
 
 

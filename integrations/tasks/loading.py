@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -66,10 +67,9 @@ def load_task(
         UserError: If the name is unknown, a file or column is missing or empty, a class has too few
             examples, or the limit is not positive.
     """
-    if test_limit is not None and not test_limit > 0:
-        raise UserError(f"test_limit must be at least 1; got {test_limit!r}.")
-    found = own_task(task) if isinstance(task, str) else task
-    recipe = _find(task if found is None else found, data)
+    require_limit(test_limit)
+    own = own_task(task) if isinstance(task, str) else None
+    recipe = _find(own or task, data)
     task = recipe.task
     columns = columns or {}
     if label_words is not None:
@@ -84,7 +84,7 @@ def load_task(
             f"columns names {sorted(unused)[0]!r}, which is no field of task {task.name!r}; its "
             f"fields are {', '.join([*task.fields, 'label'])}."
         )
-    complete = data is None and bool(task.train)
+    complete = data is None and not recipe.hub and bool(task.train)
     if complete or (data is not None and (Path(data) / TASK_FILE).is_file()):
         saved = task if data is None else task.with_saved(data)
         labels = [example.label for example in saved.test]
@@ -111,10 +111,22 @@ def own_task(name: str) -> Task | Recipe | GenerationTask | ContinuationTask | N
     expected = "a task, a Recipe, or a function that returns one"
     found = imported(name, "task", expected)
     if callable(found):
+        try:
+            inspect.signature(found).bind()
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"task {name!r} cannot be called without arguments ({error}); expected {expected}."
+            ) from None
         found = found()
     if not isinstance(found, OWN):
         raise UserError(f"task {name!r} is a {type(found).__name__}; expected {expected}.")
     return found
+
+
+def require_limit(test_limit: int | None) -> None:
+    """Raise UserError unless a limit on test examples leaves some."""
+    if test_limit is not None and not test_limit > 0:
+        raise UserError(f"test_limit must be at least 1; got {test_limit!r}.")
 
 
 class Pool(Protocol):
@@ -142,8 +154,8 @@ def _find(task: object, data: object) -> Recipe:
         return task
     if isinstance(task, TextTask):
         raise UserError(
-            f"task {task.name!r} is answered by text and has no classes to draw examples of; "
-            "pass it to tune() itself."
+            f"task {task.name!r} is answered by text and has no classes to draw examples of; tune "
+            "and eval take it as it is."
         )
     if not isinstance(task, Task):
         raise UserError(f"task must be a name, a Task or a Recipe; got {type(task).__name__}.")

@@ -107,3 +107,12 @@ def test_an_unknown_family_says_which_row_to_add():
         UserError, match=r"add a row 'stablelm' to FAMILIES.*Known: bart, .*roberta"
     ):
         describe(model)
+
+
+def test_columns_are_found_where_weights_are_offloaded():
+    """Their modules hold tensors without data then; columns are data of our own."""
+    model = build_model("bloom")
+    for layer in model.transformer.h:
+        layer.self_attention.query_key_value.to("meta")
+    for targets in describe(model).targets:
+        assert {target.columns.device.type for target in targets.values()} == {"cpu"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from integrations import Task, UserError, load_task
+from integrations import Recipe, Task, UserError, load_model, load_task, tune
 from integrations.imported import is_import
 
 MODULE = """
@@ -30,10 +30,22 @@ said = GenerationTask(
     max_new_tokens=2,
 )
 number = 3
+no_dev = tickets.with_splits(examples, (), examples)
 
 
 def made():
     return tickets
+
+
+def made_of(seed):
+    return tickets
+
+
+def heard():
+    examples = [TextExample({"text": "dull"}, "bad . It")]
+    return ContinuationTask(
+        name="heard", pattern="the film was {text} . It was", train=examples, dev=examples
+    )
 
 
 def first_is_right(logits, labels):
@@ -90,6 +102,19 @@ def test_a_text_task_is_tuned_and_scored(dfo_lora, saved_model):
     status, out, err = dfo_lora("eval", *about, "--adapter", "run", "--json")
     assert status == 0, err
     assert json.loads(out)["scores"] == tuned["test"]
+    for limit, examples in ((1, 1), (5, 2)):
+        status, out, err = dfo_lora("eval", *about, "--test-limit", limit, "--json")
+        assert json.loads(out)["scores"]["zero-shot"]["examples"] == examples
+    status, _, err = dfo_lora("eval", *about, "--test-limit", 0)
+    assert (status, "at least 1" in err) == (2, True)
+
+
+def test_what_cannot_be_compared_is_told_once(dfo_lora, saved_model):
+    about = ["--model", saved_model, "--methods", "manual", "--seeds", 0, "--budget", 10]
+    for name in ("no_dev", "said"):
+        status, _, err = dfo_lora("compare", *about, "--task", f"own_things:{name}")
+        assert status == 2
+        assert err.count("error:") == 1
 
 
 def test_a_loss_of_ones_own_is_what_is_lowered(dfo_lora, tune_arguments, saved_model, data):
@@ -122,8 +147,18 @@ def test_tasks_are_found_in_python_too(data):
     task = load_task("own_things:tickets", data, shots=4)
     assert (task.name, len(task.train)) == ("tickets", 8)
     assert isinstance(load_task("own_things:whole"), Task)
-    with pytest.raises(UserError, match=r"'said' is answered by text .* pass it to tune"):
+    with pytest.raises(UserError, match=r"'said' is answered by text .* tune and eval take it"):
         load_task("own_things:said")
+    elsewhere = Recipe(load_task("own_things:whole"), hub=("no/such-data",))
+    with pytest.raises(UserError, match="no/such-data"):
+        load_task(elsewhere)
+
+
+def test_tune_takes_any_of_them_by_name(saved_model):
+    model, tokenizer = load_model(saved_model)
+    for name in ("whole", "said", "heard"):
+        result = tune(model, f"own_things:{name}", tokenizer=tokenizer, budget=5, dim=20)
+        assert result.settings["task"] == ("tickets" if name == "whole" else name)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +169,8 @@ def test_tasks_are_found_in_python_too(data):
         ({"task": "own_things:number"}, "is a int; expected a task, a Recipe, or a function"),
         ({"task": "own_things:said"}, "leave --data out"),
         ({"loss": "own_things:nothing"}, "of a function of label logits and labels"),
+        ({"task": "own_things:made_of"}, "cannot be called without arguments (missing a required"),
+        ({"loss": "own_things:number"}, "is a int; expected a function of label logits"),
         ({"loss": "f1"}, "loss"),
     ],
 )

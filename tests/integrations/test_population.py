@@ -166,6 +166,26 @@ def test_a_block_that_does_not_fit_has_lost(monkeypatch):
         assert evaluator.block_size == 7
 
 
+def test_where_memory_runs_out_later_blocks_are_halved(monkeypatch):
+    arch = describe(build_model("llama"))
+    candidates, adapter = random_factors(arch, 2, 6, seed=1), random_adapter(arch)
+    expected = make_evaluator(arch, speedups=NAIVE).evaluate(2, candidates, adapter)
+    own = PopulationEvaluator._logits
+
+    def little_memory(self, arch, number, block, *rest):
+        if len(block) > most:
+            raise torch.OutOfMemoryError
+        return own(self, arch, number, block, *rest)
+
+    monkeypatch.setattr(PopulationEvaluator, "_logits", little_memory)
+    evaluator, most = make_evaluator(arch, speedups=Speedups(blocks=6)), 2
+    assert evaluator.evaluate(2, candidates, adapter) == pytest.approx(expected, abs=1e-5)
+    assert evaluator.block_size == 1
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluator.evaluate(2, candidates, adapter)
+
+
 def test_what_candidates_share_holds_no_copies(monkeypatch):
     shared = []
 
