@@ -120,13 +120,13 @@ def _results(
         for cell in cells:
             yield cell, partial(run, **cell)
         return
-    with ProcessPoolExecutor(jobs) as pool:
-        try:
-            futures = {pool.submit(run, **cell): cell for cell in cells}
-            for future in as_completed(futures):
-                yield futures[future], future.result
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ProcessPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(run, **cell): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def recorded(path: Path, cells: Iterable[dict]) -> list[dict]:

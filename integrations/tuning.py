@@ -34,7 +34,7 @@ from integrations.schedule import choose_layers, coordinates, make_schedule
 from integrations.scoring import Scorer
 from integrations.search import LayerwiseSearch
 from integrations.spaces import make_spaces
-from integrations.tasks import ContinuationTask, GenerationTask, Task, load_task
+from integrations.tasks import AnyTask, load_task
 from integrations.tasks.loading import own_task
 from integrations.tasks.text import TextTask
 from integrations.workers import Fleet, Workers, as_workers
@@ -44,7 +44,7 @@ MOST = 2**63  # what generators and counters take
 
 def tune(
     model: PreTrainedModel | str,
-    task: Task | GenerationTask | ContinuationTask | str,
+    task: AnyTask | str,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     optimizer: Any = "lotfwa",
@@ -405,7 +405,7 @@ def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _check_task(task: Task | GenerationTask | ContinuationTask) -> None:
+def _check_task(task: AnyTask) -> None:
     for split in ("train", "dev"):
         if not getattr(task, split):
             raise UserError(

@@ -16,7 +16,7 @@ from integrations.metrics import LOSS_NAMES, Loss
 from integrations.models import DTYPES
 from integrations.report import console
 from integrations.smollm2 import NAME as SMOLLM2
-from integrations.tasks import TASKS, ContinuationTask, GenerationTask, Task, load_task
+from integrations.tasks import TASKS, AnyTask, load_task
 from integrations.tasks.loading import own_task, require_limit
 from integrations.tasks.text import TextTask
 
@@ -134,7 +134,7 @@ def task_of(
     label_words: str | None,
     columns: list[str] | None,
     test_limit: int | None,
-) -> Task | GenerationTask | ContinuationTask:
+) -> AnyTask:
     """The task that the shared options describe."""
     require_limit(test_limit)
     own = own_task(name)

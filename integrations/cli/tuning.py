@@ -52,7 +52,7 @@ from integrations.run_file import RUN_FILE, RunRecord
 from integrations.schedule import SCHEDULES
 from integrations.smollm2 import NAME as SMOLLM2
 from integrations.spaces import INIT_STD
-from integrations.tasks import ContinuationTask, GenerationTask, Task
+from integrations.tasks import AnyTask
 from integrations.tuning import tune as tune_model
 
 CHECKPOINT = "checkpoint"
@@ -286,7 +286,7 @@ def _run(
     ctx: typer.Context,
     folder: Path,
     loaded: tuple[PreTrainedModel, Any],
-    task: Task | GenerationTask | ContinuationTask,
+    task: AnyTask,
     budget: int,
     callbacks: list[Callback] | None = None,
     as_json: bool = False,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from integrations.errors import UserError, unknown
 from integrations.imported import imported, is_import
@@ -97,10 +97,11 @@ def load_task(
     return _draw(task, *pools, shots, seed, test_limit)
 
 
-OWN = (Task, Recipe, GenerationTask, ContinuationTask)
+AnyTask: TypeAlias = Task | GenerationTask | ContinuationTask
+"""What `tune` takes."""
 
 
-def own_task(name: str) -> Task | Recipe | GenerationTask | ContinuationTask | None:
+def own_task(name: str) -> AnyTask | Recipe | None:
     """The task that ``"module:name"`` stands for; None for other names.
 
     Raises:
@@ -118,7 +119,7 @@ def own_task(name: str) -> Task | Recipe | GenerationTask | ContinuationTask | N
                 f"task {name!r} cannot be called without arguments ({error}); expected {expected}."
             ) from None
         found = found()
-    if not isinstance(found, OWN):
+    if not isinstance(found, AnyTask | Recipe):
         raise UserError(f"task {name!r} is a {type(found).__name__}; expected {expected}.")
     return found
 

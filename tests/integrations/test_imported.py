@@ -177,8 +177,9 @@ def test_tune_takes_any_of_them_by_name(saved_model):
 def test_what_cannot_be_had_is_told_before_the_model_is_loaded(
     options, message, dfo_lora, tune_arguments
 ):
-    status, _, err = dfo_lora(*tune_arguments(out="run", **options))
+    status, _, err = dfo_lora(*tune_arguments(out="run", model="no-such-folder", **options))
     assert status == 2
+    assert "no-such-folder" not in err
     assert message in err
 
 
