@@ -35,7 +35,7 @@ from integrations.spaces import make_spaces
 POINTS = 25
 DEGREE = 6
 DIM = 500
-# One candidate a pass, as otherwise a measurement would choose how many, and the last digit.
+# One candidate a pass, as how many there are moves the last digit.
 ALONE = Speedups(blocks=1)
 
 

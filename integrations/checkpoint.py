@@ -59,7 +59,7 @@ class RunState:
     Attributes:
         points: The z (d,) in place in each layer that has a delta.
         chosen: The same for the deltas with the best development score.
-        block_size: Candidates a forward pass; None if not measured yet.
+        block_size: Candidates a forward pass; None if not chosen yet.
         history: The course of the run, which says how far it is.
         budget: Evaluations of the whole run.
         seconds: Wall time without interruptions.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +74,9 @@ class Lanes:
         left = deque(pieces)
 
         def take_turns(arch: Architecture) -> None:
+            # Said in each thread: small operations and matrix products of a new thread do not ask
+            # what was said in another and take all cores.
+            torch.set_num_threads(threads // width)
             while True:
                 try:
                     piece = left.popleft()
@@ -86,21 +88,12 @@ class Lanes:
                     left.clear()
                     raise
 
-        # New threads, as a thread keeps the number that was set when it first met an operation.
-        # This one takes a lane too: what a thread frees, the allocator keeps for that thread.
-        with _threads(threads // width), ThreadPoolExecutor(width - 1) as pool:
-            futures = [pool.submit(take_turns, arch) for arch in self._archs[1:width]]
-            take_turns(self._archs[0])
-            for future in futures:
-                future.result()
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """A number of threads for each of PyTorch's operations."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        # This thread takes a lane too: what a thread frees, the allocator keeps for that thread.
+        try:
+            with ThreadPoolExecutor(width - 1) as pool:
+                futures = [pool.submit(take_turns, arch) for arch in self._archs[1:width]]
+                take_turns(self._archs[0])
+                for future in futures:
+                    future.result()
+        finally:
+            torch.set_num_threads(threads)

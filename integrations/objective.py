@@ -34,7 +34,7 @@ class Evaluator(Protocol):
 
     Attributes:
         arch: The frozen model.
-        block_size: Candidates in one forward pass; None if it is still to be measured. A run that
+        block_size: Candidates in one forward pass; None if it is still to be chosen. A run that
             goes on sets it to what it was.
     """
 

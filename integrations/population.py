@@ -10,8 +10,8 @@ which l is the first. So:
 3. the head runs at the answer position and for the label words only, and so do the last layer's
    output projection and feed-forward part at the answer position;
 4. prompts lie end to end without padding (`integrations.packing`) or are batched by length;
-5. candidates run in blocks of a size that is measured at the start, on a CPU several blocks at a
-   time (`integrations.lanes`);
+5. candidates run in blocks: on a CPU as many as fill it, several blocks at a time
+   (`integrations.lanes`), on other devices as many as a measurement at the start finds best;
 6. the library that multiplies matrices is the processor's fastest (`integrations.onednn`).
 
 The model's own code runs everything that is left: masks, rotary tables, norms and residuals.
@@ -67,7 +67,8 @@ class Speedups:
             the last layer's attention at the answer position.
         no_padding: Pack prompts end to end on a CPU, where the model allows it, and batch prompts
             of like length elsewhere; off, all are padded to the longest.
-        blocks: Candidates in one forward pass: a number, or None to measure the best.
+        blocks: Candidates in one forward pass: a number, or None for as many as fill a CPU, and
+            on other devices for what a measurement finds best.
         side_by_side: On a CPU, run as many blocks at a time as PyTorch has threads.
         onednn: On AMD's processors, multiply float32 matrices with oneDNN in place of MKL.
     """
@@ -133,7 +134,6 @@ class PopulationEvaluator:
         plan = plan_memory(arch, prompts, memory_limit, all_logits=all_logits)
         layout = self._layout(max(prompt.length for prompt in prompts))
         frugal = device.type == "cpu" and speedups.no_padding
-        block_tokens = CPU_MOST_TOKENS if frugal else sys.maxsize
         self.batches = make_batches(
             prompts,
             pad_id,
@@ -142,14 +142,16 @@ class PopulationEvaluator:
             layout=layout,
             first_position=arch.family.reserved_positions,
             max_tokens=min(
-                MOST_TOKENS[layout], block_tokens, plan.pass_tokens, self._most_answers()
+                CPU_MOST_TOKENS if frugal else MOST_TOKENS[layout],
+                plan.pass_tokens,
+                self._most_answers(),
             ),
             overhead=overhead_tokens(device, arch.layers[0]),
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
         largest = max(batch.tokens for batch in self.batches)
-        self._most_in_block = max(1, block_tokens // largest)
+        self._most_on_cpu = max(1, CPU_MOST_TOKENS // largest)
         self._most_candidates = min(
             plan.pass_tokens // largest,
             max(1, self._most_answers() // max(map(len, self.batches))),
@@ -221,7 +223,10 @@ class PopulationEvaluator:
 
     @torch.inference_mode()
     def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
-        """Measure how many candidates go into a forward pass, unless that is known or there is one.
+        """Choose how many candidates go into a forward pass, unless that is known or there is one.
+
+        On a CPU they are as many as fill it, so that the same seed gives the same run; on other
+        devices they are measured.
 
         Args:
             candidates: P candidates.
@@ -229,9 +234,15 @@ class PopulationEvaluator:
             workers: Who share the candidates out; no block is larger than a share.
         """
         count = len(candidates)
-        if self.block_size is None and count > 1:
-            share = candidates[: -(-count // workers)]
-            self.block_size = self._measure_block_size(share.typical(self.arch), adapter)
+        if self.block_size is not None or count == 1:
+            return
+        share = -(-count // workers)
+        if self.arch.model.device.type == "cpu":
+            most = min(self._most_candidates, self._most_on_cpu)
+            self.block_size = _even_share(share, -(-share // most))
+        else:
+            typical = candidates[:share].typical(self.arch)
+            self.block_size = self._measure_block_size(typical, adapter)
 
     @property
     def pass_size(self) -> int:
@@ -319,21 +330,17 @@ class PopulationEvaluator:
         """Candidates a forward pass that take the least time for all of them.
 
         Measured on the batch with the most tokens, which has to fit into the device's memory too; a
-        block that does not has lost. Passes are of about equal size, as a last one that is nearly
-        empty can take as long as a full one. The sizes are tried from one candidate on; on a GPU,
-        which would rather have few passes, from all of them on. The next has to win by a tenth, so
-        that noise does not decide.
+        block that does not has lost. Devices would rather have few passes, so sizes are tried from
+        all candidates on down. The next has to win by a tenth, so that noise does not decide.
         """
         number = max(range(len(self.batches)), key=lambda i: self.batches[i].tokens)
         count = len(candidates)
-        most = max(1, min(count, self._most_candidates, self._most_in_block))
-        blocks = [*(1 << i for i in range((most - 1).bit_length())), most]
-        passes = list(dict.fromkeys(-(-count // block) for block in blocks))
-        if self.arch.model.device.type != "cpu":
-            passes.reverse()
+        fewest = -(-count // min(count, self._most_candidates))
+        blocks = [1 << i for i in reversed(range((count - 1).bit_length()))]
+        passes = [fewest, *(-(-count // block) for block in blocks)]
         best, best_time = 1, float("inf")
-        for n in passes:
-            size = -(-count // n)
+        for n in dict.fromkeys(n for n in passes if n >= fewest):
+            size = _even_share(count, n)
             block = candidates[:size]
             try:
                 seconds = n * min(self._seconds(number, block, adapter) for _ in range(2))
@@ -351,6 +358,11 @@ class PopulationEvaluator:
         logits = self._logits(self.arch, number, block, adapter, SharedBase())
         logits.sum().item()  # reading a value waits for the device
         return time.perf_counter() - start
+
+
+def _even_share(candidates: int, passes: int) -> int:
+    """Candidates a pass, all about as many: a nearly empty pass can take as long as a full one."""
+    return -(-candidates // passes)
 
 
 def keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:

@@ -142,9 +142,9 @@ def tune(
             saved; an object given as one must have been built with a seed.
         resume: False starts anew, and removes the state of an earlier run.
         speedups: Which of the evaluator's six steps to take. How many candidates go into one
-            forward pass is measured and can change the last digit of a loss; what
-            ``settings["block_size"]`` says, given as ``Speedups(blocks=...)``, repeats a run
-            exactly.
+            forward pass can change the last digit of a loss, and where it is measured, on a GPU,
+            it can be another in another run; what ``settings["block_size"]`` says, given as
+            ``Speedups(blocks=...)``, repeats a run exactly.
         workers: Who evaluates candidates, each with a replica of the model: a number of processes
             of this machine, or ``"ray"``, ``"ray://host:port"`` or `RayWorkers` for a Ray cluster;
             None for this process alone. With the same ``blocks`` a loss is the same whoever

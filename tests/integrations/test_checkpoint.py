@@ -177,8 +177,11 @@ def test_other_ways_to_evaluate_resume_as_exactly(start, tmp_path, speedups):
 
 
 def test_a_measured_block_size_is_kept(start, tmp_path, monkeypatch):
+    def measure(self, candidates, adapter, workers=1):
+        self.block_size = self.block_size or next(sizes)
+
     sizes = iter([2, 1])
-    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: next(sizes))
+    monkeypatch.setattr(PopulationEvaluator, "choose_block_size", measure)
     start(speedups=Speedups(), checkpoint=tmp_path, callback=ends(2))
     assert start(speedups=Speedups(), checkpoint=tmp_path).settings["block_size"] == 2
     assert next(sizes) == 1

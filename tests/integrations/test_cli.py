@@ -12,7 +12,7 @@ from tiny import build_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dfo_core import LoTFWA
-from integrations import PopulationEvaluator, UserError
+from integrations import UserError
 from integrations.demo import demo_task
 from integrations.replica import WorkerError
 from integrations.report import duration
@@ -69,8 +69,6 @@ def test_a_run_ended_by_ctrl_c_goes_on_with_the_same_command(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(LoTFWA, "tell", tell_and_interrupt)
-    # Measured, it could be another in another run.
-    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: 2)
     status, out, err = dfo_lora(*tune_arguments(out=tmp_path / "run"))
     assert (status, err) == (0, "")
     assert "The same command goes on from here." in out
@@ -352,8 +350,7 @@ def test_durations_read_well(seconds, shown):
 
 
 @pytest.mark.slow
-def test_workers_give_what_one_process_gives(dfo_lora, tune_arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: 2)
+def test_workers_give_what_one_process_gives(dfo_lora, tune_arguments, tmp_path):
     scores = []
     for name, more in {"alone": {}, "together": {"workers": 2}}.items():
         status, _, err = dfo_lora(*tune_arguments(out=tmp_path / name, **more))

@@ -5,8 +5,6 @@ import json
 import pytest
 import yaml
 
-from integrations import PopulationEvaluator
-
 
 @pytest.fixture
 def config(tmp_path, saved_model, data):
@@ -22,9 +20,7 @@ def config(tmp_path, saved_model, data):
     return write
 
 
-def test_the_saved_options_repeat_a_run(dfo_lora, tune_arguments, tmp_path, monkeypatch):
-    # Measured, it could be another in another run.
-    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", lambda *_: 2)
+def test_the_saved_options_repeat_a_run(dfo_lora, tune_arguments, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     arguments = tune_arguments(out=first, optimizer="cma-es", column="text=text", layers="-1,1")
     assert dfo_lora(*arguments, "--memory-limit", "50MB", "--patience", "none")[0] == 0

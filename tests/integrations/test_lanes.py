@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 import torch
 from tiny import LABEL_IDS, PAD, build_model, random_adapter, random_factors, random_prompts
 
@@ -52,6 +53,21 @@ def test_each_piece_is_done_once_and_threads_are_shared(pieces, threads):
     assert [n for _, _, n in seen[: pieces - rest]] == [1] * (pieces - rest)
     assert [n for _, _, n in seen[pieces - rest :]] == [threads // max(rest, 1)] * rest
     assert torch.get_num_threads() == threads
+
+
+def test_each_lane_has_its_threads_from_its_first_operation_on(threads):
+    """What OpenMP gives: asking PyTorch in a new thread would set it there."""
+    lanes = Lanes(describe(build_model("llama")))
+    seen, meet = [], threading.Barrier(threads, timeout=60)
+
+    def work(arch, piece):
+        meet.wait()
+        pools = threadpoolctl.threadpool_info()
+        seen.append([p["num_threads"] for p in pools if "torch" in p["filepath"]])
+
+    lanes.run(work, threads, 100)
+    assert any(seen)
+    assert {number for numbers in seen for number in numbers} == {1}
 
 
 def test_nobody_shares_a_model(threads):

@@ -94,44 +94,67 @@ def test_half_precision(steps):
     assert losses == pytest.approx(expected, abs=0.1)
 
 
-def test_the_block_size_is_measured_once_and_no_more_than_the_population():
+@pytest.mark.parametrize(
+    ("tokens", "population", "workers", "size"),
+    [
+        (40, 6, 1, 6),
+        (100, 6, 1, 3),  # 512 tokens are 5 candidates', and two passes are even with 3
+        (100, 20, 1, 5),
+        (100, 6, 2, 3),
+        (200, 6, 4, 2),
+        (300, 6, 1, 1),
+        (600, 6, 1, 1),
+    ],
+)
+def test_on_a_cpu_blocks_fill_512_tokens_evenly(tokens, population, workers, size):
     arch = describe(build_model("llama"))
-    evaluator = make_evaluator(arch)
-    evaluator.evaluate(3, random_factors(arch, 3, 1), Adapter(arch))
+    evaluator = make_evaluator(arch, lengths=[20] * (tokens // 20))
+    candidates = LayerCandidates(1, random_factors(arch, 1, population))
+    evaluator.choose_block_size(candidates[:1], Adapter(arch))
     assert evaluator.block_size is None  # one candidate leaves nothing to choose
-    evaluator.evaluate(3, random_factors(arch, 3, 6), Adapter(arch))
-    measured = evaluator.block_size
-    assert 1 <= measured <= 6
-    evaluator.evaluate(1, random_factors(arch, 1, 20), Adapter(arch))
-    assert evaluator.block_size == measured
+    evaluator.choose_block_size(candidates, Adapter(arch), workers)
+    assert evaluator.block_size == size
+    evaluator.choose_block_size(candidates[:2], Adapter(arch))
+    assert evaluator.block_size == size
 
 
-def test_the_block_size_is_measured_on_the_batch_with_most_tokens(monkeypatch):
-    arch = describe(build_model("llama"))
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """An evaluator and candidates of a model that says it is on a GPU; the test has the clock."""
+
+    def evaluator_and_candidates(seconds, population, **arguments):
+        arch = describe(build_model("llama"))
+        candidates = LayerCandidates(1, random_factors(arch, 1, population))
+        evaluator = make_evaluator(arch, **arguments)
+        monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
+        monkeypatch.setattr(type(arch.model), "device", torch.device("cuda"))
+        return evaluator, candidates
+
+    return evaluator_and_candidates
+
+
+def test_the_block_size_is_measured_on_the_batch_with_most_tokens(elsewhere, monkeypatch):
     measured = []
 
     def seconds(self, number, block, adapter):
         measured.append(self.batches[number].tokens)
         return len(block)
 
-    monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
     monkeypatch.setattr("integrations.population.can_pack", lambda *_: False)
-    evaluator = make_evaluator(arch, lengths=[5] * 100 + [20] * 3 + [60] * 2)
-    evaluator.choose_block_size(LayerCandidates(1, random_factors(arch, 1, 6)), Adapter(arch))
+    evaluator, candidates = elsewhere(seconds, 6, lengths=[5] * 100 + [20] * 3 + [60] * 2)
+    evaluator.choose_block_size(candidates, Adapter(evaluator.arch))
     assert [batch.tokens for batch in evaluator.batches] == [500, 60, 120]
     assert {*measured} == {500}
 
 
 @pytest.mark.parametrize(
-    ("device", "time", "measured", "best"),
+    ("time", "measured", "best"),
     [
-        ("cpu", lambda size: 1, [1, 2, 4, 7, 10, 20], 20),
-        ("cpu", lambda size: 1 + size, [1, 2, 4, 7], 4),  # 20 * 2, 10 * 3, 5 * 5, 3 * 8
-        ("cuda", lambda size: 1, [20, 10], 20),  # where Python is what takes time
-        ("cuda", lambda size: size**2, [20, 10, 7, 4, 2, 1], 1),
+        (lambda size: 1, [20, 10], 20),  # where Python is what takes time
+        (lambda size: size**2, [20, 10, 7, 4, 2, 1], 1),
     ],
 )
-def test_passes_share_the_population_evenly(device, time, measured, best, monkeypatch):
+def test_measured_passes_share_the_population_evenly(time, measured, best, elsewhere):
     """A last pass that is nearly empty could take as long as a full one."""
     sizes = []
 
@@ -139,31 +162,23 @@ def test_passes_share_the_population_evenly(device, time, measured, best, monkey
         sizes.append(len(block))
         return time(len(block))
 
-    monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
-    arch = describe(build_model("llama"))
-    evaluator = make_evaluator(arch, lengths=[5] * 2)
-    candidates = LayerCandidates(1, random_factors(arch, 1, 20))
-    monkeypatch.setattr(type(arch.model), "device", torch.device(device))
-    evaluator.choose_block_size(candidates, Adapter(arch))
+    evaluator, candidates = elsewhere(seconds, 20, lengths=[5] * 2)
+    evaluator.choose_block_size(candidates, Adapter(evaluator.arch))
     assert list(dict.fromkeys(sizes)) == measured
     assert evaluator.block_size == best
+    evaluator.choose_block_size(candidates[:9], Adapter(evaluator.arch))
+    assert evaluator.block_size == best  # measured once
 
 
-def test_a_block_that_does_not_fit_has_lost(monkeypatch):
+def test_a_block_that_does_not_fit_has_lost(elsewhere):
     def seconds(self, number, block, adapter):
         if len(block) > 7:
             raise torch.OutOfMemoryError
         return 1
 
-    monkeypatch.setattr(PopulationEvaluator, "_seconds", seconds)
-    arch = describe(build_model("llama"))
-    for device in ("cpu", "cuda"):
-        evaluator = make_evaluator(arch, lengths=[5] * 2)
-        candidates = LayerCandidates(1, random_factors(arch, 1, 20))
-        with monkeypatch.context() as patch:
-            patch.setattr(type(arch.model), "device", torch.device(device))
-            evaluator.choose_block_size(candidates, Adapter(arch))
-        assert evaluator.block_size == 7
+    evaluator, candidates = elsewhere(seconds, 20, lengths=[5] * 2)
+    evaluator.choose_block_size(candidates, Adapter(evaluator.arch))
+    assert evaluator.block_size == 7
 
 
 def test_where_memory_runs_out_later_blocks_are_halved(monkeypatch):

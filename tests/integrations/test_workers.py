@@ -174,11 +174,7 @@ def test_a_run_comes_to_the_same_with_workers(run, family, count, arguments):
     assert result.lost_workers == 0
 
 
-def test_a_measured_block_leaves_something_for_each_worker_and_repeats_the_run(run, monkeypatch):
-    def largest(evaluator, candidates, adapter):
-        return len(candidates)
-
-    monkeypatch.setattr(PopulationEvaluator, "_measure_block_size", largest)
+def test_a_block_leaves_something_for_each_worker_and_repeats_the_run(run):
     result = run(workers=2, optimizer="random", popsize=9, speedups=Speedups())
     assert result.settings["block_size"] == 5
     again = run(optimizer="random", popsize=9, speedups=Speedups(blocks=5))
