@@ -304,7 +304,8 @@ class _Selection:
         if now != before:
             warnings.warn(
                 f"the frozen model's training loss is {now!r}, and was {before!r} when the run "
-                "began, on other hardware, versions or threads: it continues, but not bit for bit.",
+                "began, by another loss or score of the same name, or on other hardware, versions "
+                "or threads: it continues, but not bit for bit.",
                 CheckpointWarning,
                 stacklevel=3,
             )

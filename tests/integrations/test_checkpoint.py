@@ -17,6 +17,7 @@ from dfo_core.serialization import state_digest
 from integrations import NAIVE, Speedups, UserError, checkpoint, tune
 from integrations.checkpoint import FORMAT, Checkpoint, CheckpointWarning
 from integrations.fingerprint import config_digest, prompts_digest, weights_digest
+from integrations.metrics import cross_entropy
 from integrations.optimizers import make_optimizers
 from integrations.population import PopulationEvaluator
 from integrations.prompts import Prompt
@@ -475,6 +476,18 @@ def test_other_hardware_is_told_and_the_run_goes_on(start, folder, monkeypatch):
     monkeypatch.setattr(PopulationEvaluator, "loss_in_place", lambda *a: loss(*a) + 1e-9)
     with pytest.warns(CheckpointWarning, match="other hardware, versions or threads"):
         assert start(**LONGER, checkpoint=folder).stopped == "budget"
+
+
+def test_another_loss_of_the_same_name_is_told(start, tmp_path):
+    def own(factor):
+        def cost(logits, labels):
+            return factor * cross_entropy(logits, labels)
+
+        return cost
+
+    start(loss=own(1), checkpoint=tmp_path, callback=ends(2))
+    with pytest.warns(CheckpointWarning, match="another loss or score of the same name"):
+        start(loss=own(2), checkpoint=tmp_path)
 
 
 # -- damage ----------------------------------------------------------------------------------------
