@@ -11,7 +11,6 @@ ends if one of them returns True::
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from integrations.errors import UserError
+from integrations.files import append_line
 from integrations.history import DevScore, plain
 from integrations.visit import Visit
 
@@ -146,5 +146,4 @@ class JSONLines:
         row = plain(progress.visit) | {"seconds": progress.seconds}
         if progress.new_dev:
             row["dev"] = plain(progress.dev)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.path, row)

@@ -19,7 +19,7 @@ from integrations.architectures import Architecture, describe
 from integrations.environment import versions
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder
-from integrations.files import replace_file
+from integrations.files import append_line, read_lines
 from integrations.history import best_of, plain
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
@@ -243,7 +243,6 @@ def compare(
     if any((method, seed) not in done for seed in seeds for method in names):
         _apart(_check, comparison, seeds[0], isolate=isolate)
     _claim(path, comparison)
-    _drop_half_line(path / RESULTS)
     outcomes = []
     for seed in seeds:
         for method in names:
@@ -251,7 +250,7 @@ def compare(
             known = outcome is not None
             if outcome is None:
                 outcome = _attempt(comparison, method, seed, isolate)
-                _append(path / RESULTS, outcome)
+                append_line(path / RESULTS, {"outcome": plain(outcome)})
             outcomes.append(outcome)
             if watch is not None:
                 watch(outcome, known)
@@ -260,10 +259,7 @@ def compare(
 
 def read_outcomes(folder: str | Path) -> list[Outcome]:
     """What a folder holds, the last of each method and seed, in the order they were finished."""
-    path = Path(folder) / RESULTS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    # A process killed while writing leaves half a line at most, its last.
-    found = [Outcome(**json.loads(line)["outcome"]) for line in lines if line.endswith("\n")]
+    found = [Outcome(**row["outcome"]) for row in read_lines(Path(folder) / RESULTS)]
     return list({(outcome.method, outcome.seed): outcome for outcome in found}.values())
 
 
@@ -333,16 +329,3 @@ def _claim(folder: Path, comparison: Comparison) -> None:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def _drop_half_line(path: Path) -> None:
-    """Remove what a process killed while writing left, so that the next line begins a line."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        with replace_file(path) as beside:
-            beside.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-
-
-def _append(path: Path, outcome: Outcome) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"outcome": plain(outcome)}) + "\n")
