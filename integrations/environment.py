@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from dfo_core.adapters.native import NAMES
 from integrations.architectures import FAMILIES
@@ -35,6 +36,16 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def circumstances(model: PreTrainedModel) -> dict[str, Any]:
+    """What the last digits of a run depend on beside its settings, for JSON."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
 
 
 def environment() -> dict[str, Any]:

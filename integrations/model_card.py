@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,12 @@ import yaml
 from integrations.architectures import Kind
 from integrations.files import replace_file
 from integrations.history import DevScore, History
+from integrations.model_names import hub_name
 from integrations.scoring import Score
-from integrations.smollm2 import HUB_NAME
-from integrations.smollm2 import NAME as SMOLLM2
 from integrations.tasks import Task
 
 CARD = "README.md"
 PAPER = "2403.01754"
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _AUTO = {"causal": "CausalLM", "masked": "MaskedLM", "seq2seq": "Seq2SeqLM"}
 
 
@@ -75,11 +72,11 @@ def model_card(
         test: Test scores by name; empty if the test set was not scored.
         command: The command line that made the adapter; None shows the settings instead.
     """
-    hub_name = base_model(settings["model"])
-    shown = hub_name or Path(settings["model"]).name or "the model it was made for"
+    base = hub_name(settings["model"])
+    shown = base or Path(settings["model"]).name or "the model it was made for"
     header: dict[str, Any] = {
         "library_name": "peft",
-        **({"base_model": hub_name} if hub_name else {}),
+        **({"base_model": base} if base else {}),
         "tags": ["lora", "dfo-lora", "derivative-free-optimization", f"arxiv:{PAPER}"],
     }
     sizes = {split: len(getattr(task, split, ())) for split in ("train", "dev", "test")}
@@ -143,11 +140,3 @@ def _prompt(task: Any, kind: Kind) -> str:
         return f"- Prompt: `{task.pattern(kind)!r}`; answers in the order of the labels: {words}"
     pattern = getattr(task, "pattern", None)
     return f"- Task of kind {type(task).__name__}" + (f"; prompt: `{pattern!r}`" if pattern else "")
-
-
-def base_model(name: str) -> str | None:
-    """The name on the Hub of a model by its ``name_or_path``; None if it came from a folder."""
-    if name == SMOLLM2 or Path(name).name.startswith(f"{SMOLLM2}-"):
-        return HUB_NAME
-    on_hub = _HUB_NAME.fullmatch(name) and not Path(name).exists()
-    return name if on_hub else None

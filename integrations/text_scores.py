@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def make_score(score: str | TextScore) -> TextScore:
             function of one's own does not return one number a text.
     """
     if callable(score):
-        return lambda texts, examples: _checked(score, texts, examples)
+        return partial(_checked, score)
     if score not in SCORES:
         raise unknown("score", str(score), SCORES)
     if score == "rougeL":

@@ -6,24 +6,21 @@ import math
 import numbers
 import operator
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dfo_core.validation import FloatArray
 from integrations.architectures import describe
 from integrations.callbacks import Callback, Progress, as_callback
-from integrations.checkpoint import Checkpoint, CheckpointWarning, RunState, require_state
+from integrations.checkpoint import Checkpoint, require_state
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder, make_evaluator
 from integrations.fingerprint import fingerprint
-from integrations.history import DevScore, History, is_better
 from integrations.metrics import Loss, loss_name
+from integrations.model_names import portable_name
 from integrations.models import load_model, require_device
 from integrations.optimizers import freezes_a, make_optimizers, optimizer_name
 from integrations.patches import evaluating
@@ -33,6 +30,7 @@ from integrations.result import TuneResult
 from integrations.schedule import choose_layers, coordinates, make_schedule
 from integrations.scoring import Scorer
 from integrations.search import LayerwiseSearch
+from integrations.selection import Selection, require_finite
 from integrations.spaces import make_spaces
 from integrations.tasks import AnyTask, load_task
 from integrations.tasks.loading import own_task
@@ -200,7 +198,7 @@ def tune(
     encoder = make_encoder(task, arch, tokenizer or _tokenizer_of(model), max_length)
     _check_task(task)
     settings = {
-        "model": model.name_or_path,
+        "model": portable_name(model.name_or_path or ""),
         "task": task.name,
         "optimizer": optimizer_name(optimizer),
         "rank": rank,
@@ -245,15 +243,14 @@ def tune(
             fleet = stack.enter_context(Fleet(others, evaluator, spaces))
         elsewhere = None if fleet is None else fleet.evaluate
         search = LayerwiseSearch(evaluator, spaces, optimizers, plan, budget, elsewhere, incumbent)
-        if not np.isfinite(search.loss):
-            raise _overflows("training", search.loss)
-        selection = _Selection(search, Scorer(arch, encoder, task.dev, loss), started)
+        objective = loss or getattr(task, "score", None)
+        require_finite(search.loss, "training", objective)
+        selection = Selection(search, Scorer(arch, encoder, task.dev, loss), started)
         if state is not None:
             selection.restore(state)
         else:
             selection.look()
-            if not np.isfinite(loss_then := selection.history.scores[0].loss):
-                raise _overflows("development", loss_then)
+            require_finite(selection.history.scores[0].loss, "development", objective)
             if saved is not None:
                 saved.start()
         stopped = selection.stopped or _run(
@@ -270,83 +267,9 @@ def tune(
     )
 
 
-class _Selection:
-    """Keeps the deltas with the best development score, and the run's history.
-
-    Attributes:
-        chosen: The z (d,) of those deltas in each layer that has one.
-        stopped: Why the run ended, if that was known before it began.
-    """
-
-    def __init__(self, search: LayerwiseSearch, scorer: Scorer, started: float) -> None:
-        self.search = search
-        self.scorer = scorer
-        self.started = started
-        self.history = History()
-        self.chosen: Mapping[int, FloatArray] = {}
-        self.stopped: str | None = None
-
-    def state(self, stopped: str | None) -> RunState:
-        """What a run needs to continue, beside its optimizers."""
-        return RunState(
-            points=self.search.placed,
-            chosen=self.chosen,
-            block_size=self.search.evaluator.block_size,
-            history=self.history,
-            budget=self.search.budget,
-            seconds=self.seconds,
-            stopped=stopped,
-        )
-
-    def restore(self, state: RunState) -> None:
-        """Continue a run; the search's optimizers have been restored already."""
-        before, now = state.history.scores[0].train_loss, self.search.loss
-        if now != before:
-            warnings.warn(
-                f"the frozen model's training loss is {now!r}, and was {before!r} when the run "
-                "began, by another loss or score of the same name, or on other hardware, versions "
-                "or threads: it continues, but not bit for bit.",
-                CheckpointWarning,
-                stacklevel=3,
-            )
-        self.search.restore(state.points, state.history.visits)
-        self.search.evaluator.block_size = state.block_size
-        self.history, self.chosen = state.history, state.chosen
-        self.started = time.perf_counter() - state.seconds
-        if state.stopped != "budget" or self.search.left <= 0:  # else the budget was raised
-            self.stopped = state.stopped
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    @property
-    def unseen(self) -> float:
-        """Evaluations since the last look."""
-        return self.search.evaluations - self.history.scores[-1].evaluations
-
-    def look(self) -> None:
-        """Score the deltas in place, and keep them if they are the best so far."""
-        now = self.scorer(self.search.adapter)
-        scores = self.history.scores
-        better = is_better(now, scores)
-        scores.append(
-            DevScore(
-                evaluations=self.search.evaluations,
-                seconds=self.seconds,
-                train_loss=self.search.loss,
-                loss=now.loss if math.isfinite(now.loss) else math.nan,
-                score=now.score,
-                best=better,
-            )
-        )
-        if better:
-            self.chosen = self.search.placed
-
-
 def _run(
     search: LayerwiseSearch,
-    selection: _Selection,
+    selection: Selection,
     dev_every: int,
     patience: int | None,
     seconds: float,
@@ -387,13 +310,6 @@ def _run(
     if selection.unseen:
         selection.look()
     return ended_by
-
-
-def _overflows(what: str, loss: float) -> UserError:
-    return UserError(
-        f"the frozen model's {what} loss is {loss}; load it in a type that does not overflow, such "
-        "as bfloat16 or float32."
-    )
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:

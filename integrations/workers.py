@@ -230,8 +230,9 @@ def _started(loaded: Future[int]) -> int:
         return loaded.result()
     except BrokenExecutor as error:
         raise WorkerError(
-            "a worker died while it started. A script that uses workers must call tune() under "
-            "if __name__ == '__main__':, as each worker imports it."
+            "a worker died while it started. If memory ran out, ask for fewer workers. A script "
+            "that uses workers must call tune() under if __name__ == '__main__':, as each worker "
+            "imports it."
         ) from error
     except WorkerError as error:
         raise WorkerError(f"a worker could not start:\n{error}") from None

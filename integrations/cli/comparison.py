@@ -73,12 +73,16 @@ def compare(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Most seconds of learning for a method.", rich_help_panel=SEARCH),
+        typer.Option(
+            help="Most seconds of learning for a method; by default no limit.",
+            rich_help_panel=SEARCH,
+        ),
     ] = None,
     marks: Annotated[
         str | None,
         typer.Option(
-            help="Shares of the limit, such as 0.33, after which what a method has is tested too.",
+            help="Shares of the limit, such as 0.33, after which what a method has is tested too; "
+            "by default its end alone.",
             rich_help_panel=SEARCH,
         ),
     ] = None,

@@ -47,7 +47,7 @@ from integrations.prompts import Encoder, longest_prompt
 from integrations.report import console, print_json, score_table, score_with_bar
 from integrations.scoring import Scorer
 from integrations.smollm2 import NAME as SMOLLM2
-from integrations.tasks import load_task
+from integrations.tasks import AnyTask, Task
 from integrations.tasks.task import SPLITS
 
 
@@ -58,7 +58,7 @@ def evaluate(
     adapter: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with a PEFT LoRA adapter; zero-shot without one.", rich_help_panel=MODEL
+            help="Folder with a PEFT LoRA adapter; by default none: zero-shot.", rich_help_panel=MODEL
         ),
     ] = None,
     split: Annotated[
@@ -116,6 +116,8 @@ def bench(
         int, typer.Option(min=1, help="Training examples.", rich_help_panel=TASK)
     ] = 8,
     seed: Seed = 0,
+    label_words: LabelWords = None,
+    column: Columns = None,
     population: Annotated[int, typer.Option(min=1, help="Candidates of one layer.")] = 5,
     layers: Annotated[int, typer.Option(min=1, help="Layers to average over.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 3,
@@ -137,7 +139,11 @@ def bench(
     if out is not None:
         require_folder(out.parent)
     shots = -(-examples // 2)
-    chosen = demo_task(seed) if task is None else load_task(task, data, shots=shots, seed=seed)
+    chosen: AnyTask = demo_task(seed)
+    if task is not None:
+        chosen = task_of(task, data, shots, seed, label_words, column, None)
+    if not isinstance(chosen, Task):
+        raise UserError(f"bench takes a task with label words; {chosen.name!r} is answered by text.")
     frozen, tokenizer = load_model(model, dtype=dtype, device=device)
     arch = describe(frozen)
     length = longest_prompt(frozen, max_length=max_length)

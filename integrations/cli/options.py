@@ -78,7 +78,8 @@ Seed = Annotated[int, typer.Option(help="All randomness comes from it.", rich_he
 LabelWords = Annotated[
     str | None,
     typer.Option(
-        help="Other label words, separated by commas, in label order.", rich_help_panel=TASK
+        help="Label words, separated by commas, in label order; by default the task's.",
+        rich_help_panel=TASK,
     ),
 ]
 Columns = Annotated[
@@ -86,7 +87,8 @@ Columns = Annotated[
     typer.Option(
         "--column",
         metavar="FIELD=COLUMN",
-        help="Local column of a field, such as text=sentence; repeatable.",
+        help="Local column of a field, such as text=sentence, repeatable; by default the field's "
+        "own name.",
         rich_help_panel=TASK,
     ),
 ]
@@ -117,8 +119,8 @@ Json = Annotated[
 Config = Annotated[
     Path | None,
     typer.Option(
-        help="YAML file with options by name, such as the config.yaml of an earlier run; options "
-        "on the command line come before it.",
+        help="YAML file with options by name, such as the config.yaml of an earlier run; by "
+        "default none. Options on the command line come before it.",
         is_eager=True,
         callback=read_config,
         rich_help_panel=OUTPUT,

@@ -19,7 +19,7 @@ from integrations.models import DTYPES, load_model
 from integrations.peft_format import CONFIG, WEIGHTS, load_adapter, read_adapter_config
 from integrations.plots import plot_runs
 from integrations.report import console, print_json
-from integrations.run_file import RunRecord
+from integrations.run_file import RUN_FILE, RunRecord
 
 MERGED_DTYPES = [name for name in DTYPES if name != "int8"]
 
@@ -28,15 +28,16 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or of any PEFT LoRA adapter.")],
     merged: Annotated[
         Path | None,
-        typer.Option(help="Folder for the full model with the deltas in its weights."),
+        typer.Option(help="Folder for the full model with the deltas in its weights; by default none."),
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Option(help="Folder for a copy of the PEFT adapter alone.")
+        Path | None,
+        typer.Option(help="Folder for a copy of the PEFT adapter alone; by default none."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hub name of the model; by default what the adapter names.",
+            help="Folder or Hub name of the model; by default what the run or adapter names.",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -67,7 +68,8 @@ def export(
                 shutil.copyfile(run / name, adapter / name)
         console.print(f"adapter  {adapter}", soft_wrap=True, markup=False)
     if merged is not None:
-        base = model or config.get("base_model_name_or_path")
+        tuned = RunRecord.read(run).settings["model"] if (run / RUN_FILE).exists() else None
+        base = model or tuned or config.get("base_model_name_or_path")
         if not base:
             raise UserError(f"{run / CONFIG} doesn't name the adapter's model; pass --model.")
         frozen, tokenizer = load_model(base, dtype=dtype, device="cpu")

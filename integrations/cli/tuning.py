@@ -138,8 +138,8 @@ Incumbent = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help=f"Settings that go together: {', '.join(PRESETS)}. Options that are not as by default "
-        "come before it.",
+        help=f"Settings that go together: {', '.join(PRESETS)}; by default none. Options that are "
+        "not as by default come before it.",
         rich_help_panel=SEARCH,
     ),
 ]
@@ -163,7 +163,8 @@ WorkerCount = Annotated[
     ),
 ]
 Logs = Annotated[
-    Path | None, typer.Option(help="Folder for TensorBoard logs.", rich_help_panel=OUTPUT)
+    Path | None,
+    typer.Option(help="Folder for TensorBoard logs; by default none.", rich_help_panel=OUTPUT),
 ]
 Out = Annotated[
     Path | None,

@@ -4,10 +4,12 @@ import json
 import shutil
 import signal
 import sys
+from operator import itemgetter
 
 import numpy as np
 import pytest
 import torch
+import typer
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -142,6 +144,16 @@ def test_runs_that_cannot_be_drawn_together_are_told(dfo_lora, run, tmp_path):
     status, _, err = dfo_lora("plot", other)
     assert status == 2
     assert "cannot be read" in err
+
+
+@pytest.mark.parametrize("command", typer.main.get_command(cli.app).commands.items(), ids=itemgetter(0))
+def test_each_option_has_help_and_says_its_default(command):
+    for option in command[1].params:
+        if option.name == "help" or option.param_type_name == "argument":
+            continue
+        assert option.help, option.opts
+        said = option.show_default and option.default is not None
+        assert option.required or option.is_flag or said or "default" in option.help, option.opts
 
 
 def test_without_a_command_the_help_is_shown(dfo_lora):

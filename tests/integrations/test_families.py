@@ -6,7 +6,6 @@ import torch
 from peft_reference import peft_losses
 from tiny import (
     CONFIGS,
-    FUSED,
     HIDDEN,
     LABEL_IDS,
     LAYERS,
@@ -67,9 +66,7 @@ def heads_of(model):
 
 CASES = [(family, ("q", "v"), 4) for family in FAMILIES]
 CASES += [(family, ("q", "v"), 1) for family in ("llama", "gpt2", "bloom", "roberta", "t5")]
-CASES += [
-    (family, ALL, 4) for family in (*FUSED, "qwen3", "bert", "deberta-v2", "t5", "bart", *VARIANTS)
-]
+CASES += [(family, ALL, 4) for family in (*FAMILIES, *VARIANTS)]
 
 
 @pytest.mark.parametrize(("family", "targets", "rank"), CASES)

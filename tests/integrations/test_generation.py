@@ -350,6 +350,26 @@ def test_a_task_without_examples(run):
         run(task=make_task().with_splits([], [], []))
 
 
+def test_workers_generate_what_one_process_does(run):
+    """With a score that they cannot import."""
+
+    def own(texts, examples):
+        return share_of_w(texts, examples)
+
+    alone, together = (run(score=own, workers=workers) for workers in (None, 2))
+    assert [v.loss for v in together.history.visits] == [v.loss for v in alone.history.visits]
+    assert alone.history.visits[-1].loss < alone.history.scores[0].train_loss
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_named(run, score):
+    def own(texts, examples):
+        return [score] * len(texts)
+
+    with pytest.raises(UserError, match=r"training loss is .*; let '.*own' return finite numbers"):
+        run(score=own)
+
+
 def test_what_is_no_task(run):
     with pytest.raises(UserError, match="GenerationTask or a ContinuationTask; got dict"):
         run(task={"name": "toy"})

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, ModelCard
 from tiny import build_model
 
 from integrations import UserError, tune
-from integrations.model_card import base_model
+from integrations.model_names import hub_name, portable_name
 from integrations.smollm2 import HUB_NAME
 
 
@@ -41,12 +41,15 @@ def test_test_scores_are_in_the_card_once_they_are_known(result, tmp_path):
 
 
 def test_a_model_from_a_folder_is_not_in_the_header(tmp_path):
-    assert base_model(str(tmp_path)) is None
-    assert base_model("/no/such/folder/model") is None
-    assert base_model("") is None
-    assert base_model("gpt2") == "gpt2"
-    assert base_model("smollm2-135m") == HUB_NAME
-    assert base_model("/cache/smollm2-135m-bcc81830d10c") == HUB_NAME
+    assert hub_name(str(tmp_path)) is None
+    assert hub_name("/no/such/folder/model") is None
+    assert hub_name("") is None
+    assert hub_name("gpt2") == "gpt2"
+    assert hub_name("smollm2-135m") == HUB_NAME
+    assert hub_name("/cache/smollm2-135m-bcc81830d10c") == HUB_NAME
+    assert hub_name("/my/smollm2-135m-tuned") is None
+    assert portable_name("/cache/smollm2-135m-bcc81830d10c") == "smollm2-135m"
+    assert portable_name("/my/model") == "/my/model"
 
 
 def test_an_upload_holds_what_save_writes(result, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import build_model
 
+from dfo_core import CMAES
 from integrations import UserError, tune
 from integrations.presets import PRESETS
 
@@ -29,6 +30,18 @@ def test_arguments_other_than_defaults_come_before_it(toy_task, word_tokenizer):
     assert result.settings["dev_every"] == 7
     assert result.settings["init"] == "paper"
     assert result.settings["popsize"] is None  # LoTFWA's own, the paper's five
+
+
+def test_an_optimizer_of_ones_own_keeps_its_population(toy_task, word_tokenizer):
+    result = run(
+        toy_task,
+        word_tokenizer,
+        preset="paper",
+        optimizer=lambda dim, seed: CMAES(dim, popsize=7, seed=seed),
+        budget=14,
+    )
+    assert result.settings["init"] == "paper"
+    assert [visit.evaluations for visit in result.history.visits] == [7, 14]
 
 
 def test_an_unknown_preset_is_refused(toy_task, word_tokenizer):

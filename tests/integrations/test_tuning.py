@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import peft
@@ -264,6 +265,9 @@ def test_the_record_beside_the_adapter_tells_the_course_of_the_run(run, tmp_path
     assert History.from_dict(record["history"]) == result.history
     assert record["settings"] == result.settings
     assert record["stopped"] == "budget"
+    made_with = record["circumstances"]
+    assert (made_with["dtype"], made_with["device"]) == ("float32", "cpu")
+    assert made_with["versions"]["torch"] == version("torch")
 
 
 # -- ending ----------------------------------------------------------------------------------------

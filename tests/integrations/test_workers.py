@@ -132,8 +132,8 @@ def test_a_replica_needs_no_memory_of_what_was_in_place(tmp_path):
 
 def test_a_model_that_cannot_be_sent_is_named(tmp_path):
     replica = replica_of("llama")
-    replica.evaluator.arch.model.own = lambda x: x
-    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot be sent to workers: .*lambda"):
+    replica.evaluator.arch.model.own = threading.Lock()
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot be sent to workers: .*lock"):
         replica.save(tmp_path / "replica")
     with pytest.raises(UserError, match=r"cannot be written for the workers to read: .* TMPDIR"):
         replica_of("llama").save(tmp_path / "missing" / "replica")
@@ -253,6 +253,21 @@ def test_losses_that_are_not_finite_are_losses_and_nothing_is_raised():
     z = np.full((3, DIM), np.nan)
     with fleet_of(2, blocks=1) as fleet:
         assert np.isnan(fleet.evaluate((1,), z, {})).all()
+
+
+def own_cost(factor):
+    """A loss that cannot be imported, as one of a script or notebook that workers do not run."""
+
+    def cost(logits, labels):
+        return factor * cross_entropy(logits, labels)
+
+    return cost
+
+
+def test_a_loss_of_ones_own_goes_with_its_code(run):
+    result = run(workers=2, loss=own_cost(3), **EVEN)
+    assert numbers_of(result) == numbers_of(run(loss=own_cost(3), **EVEN))
+    assert numbers_of(result) != numbers_of(run(**EVEN))
 
 
 def test_an_error_in_the_run_ends_the_workers_at_once(run):
@@ -405,6 +420,16 @@ def test_a_run_comes_to_the_same_though_an_actor_is_killed(run, cluster, monkeyp
     assert numbers_of(result) == numbers_of(run(**EVEN))
     assert result.lost_workers == 1
     assert cluster.is_initialized()  # the connection was not the run's to end
+
+
+@pytest.mark.slow
+def test_a_loss_of_ones_own_reaches_actors(cluster):
+    z = np.random.default_rng(0).standard_normal((4, DIM))
+    replica = replica_of("llama", loss=own_cost(3))
+    with Fleet(RayWorkers(2), replica.evaluator, replica.spaces) as fleet:
+        assert fleet.evaluate((1,), z, {}) == pytest.approx(
+            replica.evaluate(Share((1,), z, slice(0, 4), 2, {})), abs=1e-6
+        )
 
 
 @pytest.mark.slow
