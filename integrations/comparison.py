@@ -29,6 +29,7 @@ from integrations.patches import evaluating
 from integrations.peak_memory import PeakMemory
 from integrations.prompts import Encoder
 from integrations.tasks import Task, load_task
+from integrations.whole_words import WholeWordEncoder
 
 RESULTS = "results.jsonl"
 SETTINGS = "settings.json"
@@ -143,6 +144,11 @@ def _prepare(comparison: Comparison, seed: int) -> tuple[Architecture, Encoder]:
     arch = describe(model)
     task = comparison.split(seed)
     encoder = make_encoder(task, arch, tokenizer, comparison.max_length)
+    if isinstance(encoder, WholeWordEncoder):
+        raise UserError(
+            f"label words {task.label_words} begin with the same token, and compared methods read "
+            "one token of each; choose words whose first tokens differ."
+        )
     if not isinstance(encoder, Encoder) or not (task.train and task.dev and task.test):
         raise UserError(
             f"task {task.name!r} needs label words, and examples to train on, for development and "

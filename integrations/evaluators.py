@@ -22,9 +22,10 @@ from integrations.generation import GenerationEvaluator
 from integrations.metrics import Loss, loss_name, make_loss
 from integrations.objective import Evaluator
 from integrations.population import FAST, PopulationEvaluator, Speedups
-from integrations.prompts import Encoder, longest_prompt
+from integrations.prompts import Encoder, SameToken, longest_prompt
 from integrations.tasks import ContinuationTask, GenerationTask, Task
 from integrations.text_prompts import ContinuationEncoder, GenerationEncoder
+from integrations.whole_words import WholeWordEncoder, WholeWordEvaluator
 
 
 @singledispatch
@@ -49,9 +50,16 @@ def make_encoder(
 
 
 @make_encoder.register
-def _(task: Task, arch: Architecture, tokenizer: Any, max_length: int | None) -> Encoder:
+def _(
+    task: Task, arch: Architecture, tokenizer: Any, max_length: int | None
+) -> Encoder | WholeWordEncoder:
     most = longest_prompt(arch.model, max_length=max_length)
-    return Encoder(task, tokenizer, arch.kind, most)
+    try:
+        return Encoder(task, tokenizer, arch.kind, most)
+    except SameToken:
+        if arch.kind != "causal":
+            raise
+        return WholeWordEncoder(task, tokenizer, most)
 
 
 @make_encoder.register
@@ -110,6 +118,26 @@ def _(
         pad_id=encoder.pad_id,
         loss=make_loss(loss if callable(loss) else name, encoder.task.metric),
         metric=encoder.task.metric,
+        speedups=speedups,
+        memory_limit=memory_limit,
+    )
+
+
+@make_evaluator.register
+def _(
+    encoder: WholeWordEncoder,
+    arch: Architecture,
+    examples: Sequence[Any],
+    loss: str | Loss | None,
+    speedups: Speedups = FAST,
+    memory_limit: int | None = None,
+) -> WholeWordEvaluator:
+    name = loss_name(loss, encoder.losses)
+    return WholeWordEvaluator(
+        arch,
+        encoder,
+        examples,
+        loss=make_loss(loss if callable(loss) else name, encoder.task.metric),
         speedups=speedups,
         memory_limit=memory_limit,
     )

@@ -112,6 +112,10 @@ class Prompt:
         return len(self.targets) or 1
 
 
+class SameToken(UserError):
+    """Two label words begin with the same token, where one token is read."""
+
+
 class PatternEncoder:
     """Fills a pattern's fields so that the prompt has no more tokens than the model takes.
 
@@ -279,17 +283,9 @@ class Encoder(PatternEncoder):
         position = len(bare) if self.blank is None else self._answer(bare)
         found: dict[int, str] = {}
         for word in self.task.label_words:
-            ids = self._ids(fields, word)
-            if ids[:position] != bare[:position] or len(ids) <= position:
-                raise UserError(
-                    f"label word {word!r} merges with the text before it in {self.pattern!r}; "
-                    "change the pattern so that a space comes before the answer."
-                )
-            token = ids[position]
-            if token == self.tokenizer.unk_token_id:
-                raise UserError(f"label word {word!r} is unknown to the tokenizer; choose another.")
+            token = tokens_after(bare[:position], self._ids(fields, word), word, self)[0]
             if token in found:
-                raise UserError(
+                raise SameToken(
                     f"label words {found[token]!r} and {word!r} begin with the same token "
                     f"{self.tokenizer.convert_ids_to_tokens(token)!r}; choose words whose first "
                     "tokens differ."
@@ -299,6 +295,25 @@ class Encoder(PatternEncoder):
 
     def _field_names(self) -> list[str]:
         return [name for name in pattern_fields(self.pattern) if name != MASK]
+
+
+def tokens_after(
+    before: Sequence[int], ids: Sequence[int], word: str, encoder: PatternEncoder
+) -> tuple[int, ...]:
+    """What follows a prompt in the token ids of the same prompt with a label word.
+
+    Raises:
+        UserError: If the word changes the tokens before it, or is unknown.
+    """
+    count = len(before)
+    if list(ids[:count]) != list(before) or len(ids) <= count:
+        raise UserError(
+            f"label word {word!r} merges with the text before it in {encoder.pattern!r}; "
+            "change the pattern so that a space comes before the answer."
+        )
+    if ids[count] == encoder.tokenizer.unk_token_id:
+        raise UserError(f"label word {word!r} is unknown to the tokenizer; choose another.")
+    return tuple(ids[count:])
 
 
 def _cut(fields: dict[str, str], length: int) -> dict[str, str]:

@@ -58,7 +58,8 @@ def evaluate(
     adapter: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with a PEFT LoRA adapter; by default none: zero-shot.", rich_help_panel=MODEL
+            help="Folder with a PEFT LoRA adapter; by default none: zero-shot.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     split: Annotated[
@@ -143,7 +144,9 @@ def bench(
     if task is not None:
         chosen = task_of(task, data, shots, seed, label_words, column, None)
     if not isinstance(chosen, Task):
-        raise UserError(f"bench takes a task with label words; {chosen.name!r} is answered by text.")
+        raise UserError(
+            f"bench takes a task with label words; {chosen.name!r} is answered by text."
+        )
     frozen, tokenizer = load_model(model, dtype=dtype, device=device)
     arch = describe(frozen)
     length = longest_prompt(frozen, max_length=max_length)

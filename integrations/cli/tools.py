@@ -28,7 +28,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or of any PEFT LoRA adapter.")],
     merged: Annotated[
         Path | None,
-        typer.Option(help="Folder for the full model with the deltas in its weights; by default none."),
+        typer.Option(
+            help="Folder for the full model with the deltas in its weights; by default none."
+        ),
     ] = None,
     adapter: Annotated[
         Path | None,

@@ -146,7 +146,9 @@ def test_runs_that_cannot_be_drawn_together_are_told(dfo_lora, run, tmp_path):
     assert "cannot be read" in err
 
 
-@pytest.mark.parametrize("command", typer.main.get_command(cli.app).commands.items(), ids=itemgetter(0))
+@pytest.mark.parametrize(
+    "command", typer.main.get_command(cli.app).commands.items(), ids=itemgetter(0)
+)
 def test_each_option_has_help_and_says_its_default(command):
     for option in command[1].params:
         if option.name == "help" or option.param_type_name == "argument":
