@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import sys
-from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -146,11 +145,12 @@ def test_runs_that_cannot_be_drawn_together_are_told(dfo_lora, run, tmp_path):
     assert "cannot be read" in err
 
 
-@pytest.mark.parametrize(
-    "command", typer.main.get_command(cli.app).commands.items(), ids=itemgetter(0)
-)
+COMMANDS = typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_option_has_help_and_says_its_default(command):
-    for option in command[1].params:
+    for option in COMMANDS[command].params:
         if option.name == "help" or option.param_type_name == "argument":
             continue
         assert option.help, option.opts

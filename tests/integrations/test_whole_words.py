@@ -28,17 +28,17 @@ def arch(request):
     return describe(build_model(request.param, vocab_size=1000))
 
 
-def log_likelihoods(model, tokenizer, word_count=len(WORDS)):
+def log_likelihoods(model, tokenizer):
     """Of each word after each text, (N, C), from one plain call a word."""
     found = []
     for text in TEXTS:
         before = tokenizer(f"{text} It was")["input_ids"]
-        for word in WORDS[:word_count]:
+        for word in WORDS:
             ids = tokenizer(f"{text} It was {word}")["input_ids"]
             log_p = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
             places = range(len(before), len(ids))
             found.append(sum(log_p[place - 1, ids[place]] for place in places))
-    return torch.stack(found).view(len(TEXTS), word_count)
+    return torch.stack(found).view(len(TEXTS), len(WORDS))
 
 
 @pytest.mark.parametrize("speedups", [FAST, NAIVE, Speedups(blocks=2, no_padding=False)])
