@@ -151,4 +151,5 @@ class WholeWordEvaluator(ContinuationEvaluator):
         tokens = log_likelihoods.squeeze(-1)
         count = self._shape[0] * self._shape[1]
         words = tokens.new_zeros(*tokens.shape[:-1], count)
-        return words.index_add(-1, self._prompt_of_token, tokens).unflatten(-1, self._shape)
+        words.index_add_(-1, self._prompt_of_token, tokens)
+        return words.view(*tokens.shape[:-1], *self._shape)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from tiny import build_model
@@ -37,7 +38,7 @@ def test_an_optimizer_of_ones_own_keeps_its_population(toy_task, word_tokenizer)
         toy_task,
         word_tokenizer,
         preset="paper",
-        optimizer=lambda dim, seed: CMAES(dim, popsize=7, seed=seed),
+        optimizer=lambda dim, seed: CMAES(np.zeros(dim), 0.3, popsize=7, seed=seed),
         budget=14,
     )
     assert result.settings["init"] == "paper"

@@ -1,5 +1,7 @@
 """Label words that begin alike are told apart by all of their tokens, on causal models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,8 @@ TRAIN = [Example({"text": text}, label % 3) for label, text in enumerate(TEXTS)]
 
 def task_of(words=WORDS):
     patterns = {"causal": "{text} It was", "masked": "{text} It was {mask} ."}
-    return Task("toy", patterns, words, train=TRAIN, dev=TRAIN[:3], test=TRAIN[1:])
+    train = [replace(example, label=example.label % len(words)) for example in TRAIN]
+    return Task("toy", patterns, words, train=train, dev=train[:3], test=train[1:])
 
 
 @pytest.fixture(params=["llama", "gpt2"])
@@ -58,7 +61,8 @@ def test_losses_are_those_of_whole_words_with_peft(arch, byte_tokenizer, speedup
         in_place = evaluator.loss_in_place(adapter)
     assert score.score == (expected.argmax(dim=1) == labels).double().mean().item()
     assert score.examples == len(TRAIN)
-    assert in_place == score.loss == pytest.approx(F.cross_entropy(expected, labels), abs=1e-5)
+    loss = F.cross_entropy(expected, labels).item()
+    assert in_place == score.loss == pytest.approx(loss, abs=1e-5)
     for p, loss in enumerate(losses):
         set_factors(tuned, 2, {name: f[p : p + 1] for name, f in candidates.items()})
         words = log_likelihoods(tuned, tokenizer)
