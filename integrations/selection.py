@@ -111,7 +111,12 @@ def require_finite(loss: float, examples: str, own: Any) -> None:
     """
     if math.isfinite(loss):
         return
-    cure = "load it in a type that does not overflow, such as bfloat16 or float32."
     if callable(own):
-        cure = f"let {name_of(own)!r} return finite numbers, or, if what it is given is not, {cure}"
-    raise UserError(f"the frozen model's {examples} loss is {loss}; {cure}")
+        raise UserError(
+            f"the frozen model's {examples} loss is {loss}; let {name_of(own)!r} return finite "
+            "numbers, or, if what it is given is not finite, load the model in another type."
+        )
+    raise UserError(
+        f"the frozen model's {examples} loss is {loss}; load it in a type that does not overflow, "
+        "such as bfloat16 or float32."
+    )
