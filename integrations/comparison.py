@@ -18,7 +18,6 @@ import torch
 from integrations.architectures import Architecture, describe
 from integrations.environment import versions
 from integrations.errors import UserError
-from integrations.evaluators import make_encoder
 from integrations.files import append_line, read_lines
 from integrations.history import best_of, plain
 from integrations.methods.registry import METHODS, choose_methods
@@ -27,9 +26,8 @@ from integrations.models import hush, load_model
 from integrations.objective import Score
 from integrations.patches import evaluating
 from integrations.peak_memory import PeakMemory
-from integrations.prompts import Encoder
+from integrations.prompts import Encoder, longest_prompt
 from integrations.tasks import Task, load_task
-from integrations.whole_words import WholeWordEncoder
 
 RESULTS = "results.jsonl"
 SETTINGS = "settings.json"
@@ -143,18 +141,13 @@ def _prepare(comparison: Comparison, seed: int) -> tuple[Architecture, Encoder]:
     )
     arch = describe(model)
     task = comparison.split(seed)
-    encoder = make_encoder(task, arch, tokenizer, comparison.max_length)
-    if isinstance(encoder, WholeWordEncoder):
-        raise UserError(
-            f"label words {task.label_words} begin with the same token, and compared methods read "
-            "one token of each; choose words whose first tokens differ."
-        )
-    if not isinstance(encoder, Encoder) or not (task.train and task.dev and task.test):
+    if not isinstance(task, Task) or not (task.train and task.dev and task.test):
         raise UserError(
             f"task {task.name!r} needs label words, and examples to train on, for development and "
             "for the test, to be compared."
         )
-    return arch, encoder
+    most = longest_prompt(model, max_length=comparison.max_length)
+    return arch, Encoder(task, tokenizer, arch.kind, most)
 
 
 def _check(comparison: Comparison, seed: int) -> None:

@@ -110,13 +110,12 @@ def _(
     speedups: Speedups = FAST,
     memory_limit: int | None = None,
 ) -> PopulationEvaluator:
-    name = loss_name(loss, encoder.losses)
     return PopulationEvaluator(
         arch,
         encoder.encode(examples),
         encoder.label_ids,
         pad_id=encoder.pad_id,
-        loss=make_loss(loss if callable(loss) else name, encoder.task.metric),
+        loss=_loss_of_words(loss, encoder),
         metric=encoder.task.metric,
         speedups=speedups,
         memory_limit=memory_limit,
@@ -132,12 +131,11 @@ def _(
     speedups: Speedups = FAST,
     memory_limit: int | None = None,
 ) -> WholeWordEvaluator:
-    name = loss_name(loss, encoder.losses)
     return WholeWordEvaluator(
         arch,
         encoder,
         examples,
-        loss=make_loss(loss if callable(loss) else name, encoder.task.metric),
+        loss=_loss_of_words(loss, encoder),
         speedups=speedups,
         memory_limit=memory_limit,
     )
@@ -172,3 +170,8 @@ def _(
     return ContinuationEvaluator(
         arch, prompts, pad_id=encoder.pad_id, speedups=speedups, memory_limit=memory_limit
     )
+
+
+def _loss_of_words(loss: str | Loss | None, encoder: Encoder | WholeWordEncoder) -> Loss:
+    chosen = loss if callable(loss) else loss_name(loss, encoder.losses)
+    return make_loss(chosen, encoder.task.metric)

@@ -129,6 +129,7 @@ class PopulationEvaluator:
         self.metric = METRICS[metric]
         self.examples = len(prompts)
         self.labels = np.array(all_labels(prompts))
+        self.answers = len(self.labels)
         self.width = len(label_ids)
         all_logits = all_logits or not speedups.answer_head
         plan = plan_memory(arch, prompts, memory_limit, all_logits=all_logits)
@@ -208,7 +209,7 @@ class PopulationEvaluator:
         count, size = len(candidates), self.pass_size
         shared = [SharedBase() for _ in self.batches]
         # Label logits are few, and a loss may look at all of them at once.
-        logits = torch.empty(count, len(self.labels), self.width)
+        logits = torch.empty(count, self.answers, self.width)
 
         @torch.inference_mode()  # which holds for the thread that it is called in
         def run(arch: Architecture, piece: int) -> None:
@@ -219,7 +220,7 @@ class PopulationEvaluator:
 
         most = self._most_candidates // size if self.speedups.side_by_side else 1
         self._lanes.run(run, -(-count // size), most)
-        return self.loss(logits, torch.from_numpy(self.labels)).numpy()
+        return self.loss(self._of_examples(logits), torch.from_numpy(self.labels)).numpy()
 
     @torch.inference_mode()
     def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
@@ -260,14 +261,14 @@ class PopulationEvaluator:
             progress: Called with the number of prompts done and of all.
         """
         done = 0
-        out = np.empty((len(self.labels), self.width), dtype=np.float32)
+        out = torch.empty(self.answers, self.width)
         for number, batch in enumerate(self.batches):
             logits = self._logits(self.arch, number, IN_PLACE, adapter, SharedBase())
-            out[batch.order.numpy()] = logits[0].cpu().numpy()
+            out[batch.order] = logits[0].cpu()
             done += len(batch)
             if progress is not None:
                 progress(done, len(out))
-        return out
+        return self._of_examples(out).numpy()
 
     def loss_in_place(self, adapter: Adapter) -> float:
         """Loss with the deltas in place."""
@@ -311,6 +312,10 @@ class PopulationEvaluator:
         if not self.speedups.answer_head:
             logits = batch.at_answers(logits)
         return self._read(logits.view(copies, len(batch), -1), batch)
+
+    def _of_examples(self, found: Tensor) -> Tensor:
+        """What losses and metrics look at (..., N, C), of what is kept of all answers."""
+        return found
 
     def _most_answers(self) -> int:
         """Most answers in one forward pass, for the memory that the head's output takes."""

@@ -142,8 +142,11 @@ class PatternEncoder:
         return 0 if found is None else int(found)
 
     def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
-        """Token ids of the filled pattern, with an answer in place if one is given."""
-        raise NotImplementedError
+        """Token ids of the filled pattern, with an answer in place if one is given.
+
+        A closing special token would stand between the prompt and its answer.
+        """
+        return self._open_ids(self.pattern.format(**fields) + (f" {answer}" if answer else ""))
 
     def _open_ids(self, text: str) -> list[int]:
         """Token ids of a text that goes on: no special token closes it."""
@@ -151,6 +154,22 @@ class PatternEncoder:
         while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
             ids.pop()
         return ids
+
+    def _word_ids(self, word: str, before: Sequence[int], ids: Sequence[int]) -> tuple[int, ...]:
+        """What follows a prompt's tokens in those of the same prompt with a label word.
+
+        Raises:
+            UserError: If the word changes the tokens before it, or is unknown.
+        """
+        count = len(before)
+        if list(ids[:count]) != list(before) or len(ids) <= count:
+            raise UserError(
+                f"label word {word!r} merges with the text before it in {self.pattern!r}; "
+                "change the pattern so that a space comes before the answer."
+            )
+        if ids[count] == self.tokenizer.unk_token_id:
+            raise UserError(f"label word {word!r} is unknown to the tokenizer; choose another.")
+        return tuple(ids[count:])
 
     def _id(self, token: str) -> int:
         found: Any = self.tokenizer.convert_tokens_to_ids(token)
@@ -268,8 +287,7 @@ class Encoder(PatternEncoder):
             fields = {name: text.replace(self.blank, "") for name, text in fields.items()}
             text = self.pattern.format(**fields, **{MASK: answer or self.blank})
             return list(self.tokenizer(text)["input_ids"])
-        # A closing special token would stand between the prompt and its answer.
-        return self._open_ids(self.pattern.format(**fields) + (f" {answer}" if answer else ""))
+        return super()._ids(fields, answer)
 
     def _answer(self, ids: list[int]) -> int:
         if self.blank is None:
@@ -283,7 +301,7 @@ class Encoder(PatternEncoder):
         position = len(bare) if self.blank is None else self._answer(bare)
         found: dict[int, str] = {}
         for word in self.task.label_words:
-            token = tokens_after(bare[:position], self._ids(fields, word), word, self)[0]
+            token = self._word_ids(word, bare[:position], self._ids(fields, word))[0]
             if token in found:
                 raise SameToken(
                     f"label words {found[token]!r} and {word!r} begin with the same token "
@@ -295,25 +313,6 @@ class Encoder(PatternEncoder):
 
     def _field_names(self) -> list[str]:
         return [name for name in pattern_fields(self.pattern) if name != MASK]
-
-
-def tokens_after(
-    before: Sequence[int], ids: Sequence[int], word: str, encoder: PatternEncoder
-) -> tuple[int, ...]:
-    """What follows a prompt in the token ids of the same prompt with a label word.
-
-    Raises:
-        UserError: If the word changes the tokens before it, or is unknown.
-    """
-    count = len(before)
-    if list(ids[:count]) != list(before) or len(ids) <= count:
-        raise UserError(
-            f"label word {word!r} merges with the text before it in {encoder.pattern!r}; "
-            "change the pattern so that a space comes before the answer."
-        )
-    if ids[count] == encoder.tokenizer.unk_token_id:
-        raise UserError(f"label word {word!r} is unknown to the tokenizer; choose another.")
-    return tuple(ids[count:])
 
 
 def _cut(fields: dict[str, str], length: int) -> dict[str, str]:
