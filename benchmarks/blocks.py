@@ -91,7 +91,7 @@ def show(results: list[dict]) -> None:
 def main(
     data: Annotated[Path, typer.Option(help="Folder with SST-2.")],
     model: Annotated[str, typer.Option(help="What load_model takes.")] = "smollm2-135m",
-    prompts: Annotated[str, typer.Option(help="Separated by commas.")] = "2,4,8,16",
+    prompts: Annotated[str, typer.Option(help="Separated by commas.")] = "2,4,8",
     populations: Annotated[str, typer.Option(help="Separated by commas.")] = "5,20",
     repeats: Annotated[int, typer.Option(help="Medians of so many.")] = 7,
     out: Annotated[Path, typer.Option(help="Folder for what is measured")] = RESULTS,

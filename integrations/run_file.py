@@ -67,7 +67,7 @@ class RunRecord:
                 record["stopped"],
                 history,
                 record["lost_workers"],
-                record["circumstances"],
+                record.get("circumstances", {}),
             )
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(

@@ -140,8 +140,10 @@ def bench(
     if out is not None:
         require_folder(out.parent)
     shots = -(-examples // 2)
-    chosen: AnyTask = demo_task(seed)
-    if task is not None:
+    chosen: AnyTask
+    if task is None:
+        chosen = demo_task(seed)
+    else:
         chosen = task_of(task, data, shots, seed, label_words, column, None)
     if not isinstance(chosen, Task):
         raise UserError(

@@ -9,6 +9,7 @@ from transformers import StableLmConfig, StableLmForCausalLM
 
 from integrations import UserError, load_model
 from integrations.architectures import FAMILIES
+from integrations.models import own_device
 
 IDS = torch.arange(10, 20)[None]
 
@@ -96,3 +97,16 @@ def test_a_family_that_is_not_in_the_table_is_refused_before_its_weights_are_rea
     config = StableLmConfig(vocab_size=9, hidden_size=64, num_hidden_layers=1)
     StableLmForCausalLM(config).config.save_pretrained(tmp_path)
     refused(tmp_path, "add a row 'stablelm' to FAMILIES")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "expected"),
+    [(0, "1", "cpu"), (2, None, "cuda"), (2, "0", "cuda:0"), (2, "3", "cuda:1")],
+)
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(gpus, rank, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert own_device() == expected
