@@ -31,7 +31,7 @@ MOST_TOKENS: dict[Layout, int] = {"packed": CPU_MOST_TOKENS, "grouped": 4096, "p
 class PromptBatch:
     """Prompts in R rows of T tokens: a row each, padded on the right, or one row for all.
 
-    N answers are read from them: one a prompt, or one for each token that is to follow it.
+    N answers are read from them: one a prompt, or one for each token to predict.
 
     Attributes:
         order: (N,) where each answer stood among those of the prompts that were batched.
@@ -43,7 +43,7 @@ class PromptBatch:
         segments: Where prompts lie in the row, if they share one.
         answer_rows: (N,) row of each answer.
         answers: (N,) answer position in that row; with a decoder, in its input's.
-        labels: (N,) right labels, or the tokens that are to follow.
+        labels: (N,) right labels, or the tokens to predict.
         soft: (K, n) where each prompt's soft-prompt tokens are among the R * T tokens.
         decoder_ids: (R, S) input of the decoder; None for models without one.
     """
@@ -313,7 +313,7 @@ def _pad(
 
 
 def all_labels(prompts: Sequence[Prompt]) -> list[int]:
-    """What each answer of some prompts should be: (N,) labels, or tokens that are to follow."""
+    """What each answer of some prompts should be: (N,) labels, or tokens to predict."""
     return [label for p in prompts for label in (p.targets or (p.label,))]
 
 

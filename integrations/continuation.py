@@ -22,14 +22,14 @@ MOST_LOGITS = 1 << 26
 
 
 class TokenLikelihoods(PopulationEvaluator):
-    """Evaluates candidates by the log-likelihoods of the tokens that are to follow.
+    """Evaluates candidates by the log-likelihoods of the tokens to predict.
 
     All that makes label words fast holds here as well, the answers being all the positions that
     predict a token of a continuation; only the head computes the whole vocabulary there.
 
     Args:
         arch: The frozen model.
-        prompts: Prompts with the tokens that are to follow.
+        prompts: Prompts with the tokens to predict.
         pad_id: Token that fills up shorter prompts.
         loss: Loss of what `_of_examples` makes of the log-likelihoods (..., tokens, 1).
         metric: As in `PopulationEvaluator`.
@@ -71,7 +71,7 @@ class TokenLikelihoods(PopulationEvaluator):
         """The head computes the whole vocabulary."""
 
     def _read(self, logits: Tensor, batch: PromptBatch) -> Tensor:
-        """Log-likelihood of each token that is to follow, (P, N, 1)."""
+        """Log-likelihood of each token to predict, (P, N, 1)."""
         index = batch.labels.expand(logits.shape[:-1]).unsqueeze(-1)
         return logits.float().log_softmax(dim=-1).gather(-1, index)
 

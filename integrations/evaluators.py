@@ -57,9 +57,7 @@ def _(
     try:
         return Encoder(task, tokenizer, arch.kind, most)
     except SameToken:
-        if arch.kind != "causal":
-            raise
-        return WholeWordEncoder(task, tokenizer, most)
+        return WholeWordEncoder(task, tokenizer, arch.kind, most)
 
 
 @make_encoder.register

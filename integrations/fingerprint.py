@@ -76,7 +76,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """A digest of token ids, answer positions, labels, what is to follow and decoders' inputs."""
+    """A digest of token ids, answer positions, labels, tokens to predict and decoders' inputs."""
     text = json.dumps([(p.ids, p.answer, p.label, p.targets, p.decoder_ids) for p in prompts])
     return _short(hashlib.sha256(text.encode()))
 

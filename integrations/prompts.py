@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,16 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from integrations.architectures import Kind, family_of
 from integrations.errors import UserError
 from integrations.metrics import LOSS_NAMES
+from integrations.patterns import PatternEncoder
 from integrations.tasks.example import Example
 from integrations.tasks.task import MASK, Task, pattern_fields
 
 MAX_LENGTH = 512
 SENTINEL = "<extra_id_0>"
 """What T5 puts in the place of a masked span, and then says before the span itself."""
-
-# Texts longer than these many characters a token of the prompt are cut before they are tokenized,
-# so that a book takes no longer than a page. Text in no language comes near it.
-CHARACTERS_PER_TOKEN = 32
 
 
 def free_positions(model: PreTrainedModel, new_tokens: int = 0) -> float:
@@ -85,11 +81,11 @@ class Prompt:
 
     Attributes:
         ids: Token ids.
-        answer: Position whose output predicts the label word, or the first token that is to
-            follow; with a decoder, in its input.
+        answer: Position whose output predicts the label word, or the first of several tokens;
+            with a decoder, in its input.
         label: Index of the right label word; -1 if there is none.
         decoder_ids: Input of the decoder; empty for models without one.
-        targets: Tokens that are to follow, predicted from ``answer`` on; empty for a label word.
+        targets: Tokens to predict, from ``answer`` on; empty for one of the label words.
         soft: Place of the first soft-prompt token among the ids, and how many there are. Their own
             embeddings are where the soft prompt starts.
     """
@@ -108,7 +104,7 @@ class Prompt:
 
     @property
     def answers(self) -> int:
-        """Positions that are read: one for a label word, or one for each token to follow."""
+        """Positions that are read: one for a label word, or one for each token to predict."""
         return len(self.targets) or 1
 
 
@@ -116,97 +112,8 @@ class SameToken(UserError):
     """Two label words begin with the same token, where one token is read."""
 
 
-class PatternEncoder:
-    """Fills a pattern's fields so that the prompt has no more tokens than the model takes.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
-        pattern: How the fields become a prompt.
-        max_length: Longest prompt in tokens. Longer ones lose the end of their longest field,
-            never a part of the pattern.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, kind: Kind, pattern: str, max_length: int
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.kind = kind
-        self.pattern = pattern
-        self.max_length = max_length
-
-    @property
-    def pad_id(self) -> int:
-        """Token that fills up shorter prompts; which one makes no difference."""
-        found = self.tokenizer.pad_token_id
-        return 0 if found is None else int(found)
-
-    def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
-        """Token ids of the filled pattern, with an answer in place if one is given.
-
-        A closing special token would stand between the prompt and its answer.
-        """
-        return self._open_ids(self.pattern.format(**fields) + (f" {answer}" if answer else ""))
-
-    def _open_ids(self, text: str) -> list[int]:
-        """Token ids of a text that goes on: no special token closes it."""
-        ids = list(self.tokenizer(text)["input_ids"])
-        while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
-            ids.pop()
-        return ids
-
-    def _word_ids(self, word: str, before: Sequence[int], ids: Sequence[int]) -> tuple[int, ...]:
-        """What follows a prompt's tokens in those of the same prompt with a label word.
-
-        Raises:
-            UserError: If the word changes the tokens before it, or is unknown.
-        """
-        count = len(before)
-        if list(ids[:count]) != list(before) or len(ids) <= count:
-            raise UserError(
-                f"label word {word!r} merges with the text before it in {self.pattern!r}; "
-                "change the pattern so that a space comes before the answer."
-            )
-        if ids[count] == self.tokenizer.unk_token_id:
-            raise UserError(f"label word {word!r} is unknown to the tokenizer; choose another.")
-        return tuple(ids[count:])
-
-    def _id(self, token: str) -> int:
-        found: Any = self.tokenizer.convert_tokens_to_ids(token)
-        return int(found)
-
-    def _fit(self, fields: dict[str, str], reserved: int = 0) -> list[int]:
-        """Token ids of the filled pattern, the longest fields cut to as much as fits.
-
-        Args:
-            fields: The texts.
-            reserved: Tokens of the longest prompt that are kept free.
-        """
-        room = self.max_length - reserved
-        limit = max(room, 1) * CHARACTERS_PER_TOKEN
-        ids = self._ids(_cut(fields, limit))
-        if len(ids) <= room:
-            return ids
-        # Bisect for how many characters a field may have: `least` fits, `most` does not.
-        least, most = 1, min(limit, max(map(len, fields.values()), default=1))
-        ids = self._ids(_cut(fields, least))
-        if len(ids) > room:
-            raise UserError(
-                f"the pattern {self.pattern!r} leaves no room for text in {room} tokens; "
-                "raise max_length."
-            )
-        while most - least > 1:
-            middle = (least + most) // 2
-            found = self._ids(_cut(fields, middle))
-            if len(found) <= room:
-                least, ids = middle, found
-            else:
-                most = middle
-        return ids
-
-
-class Encoder(PatternEncoder):
-    """Encodes a task's examples for one tokenizer and kind of model.
+class LabelEncoder(PatternEncoder):
+    """Fills a task's pattern, and knows where the label word stands and what its tokens are.
 
     An encoder-decoder gets the same prompt as a masked model, and its decoder what it would have
     said before the label word in pretraining: the sentinel that marks the span (T5, arXiv
@@ -217,12 +124,16 @@ class Encoder(PatternEncoder):
         task: The task.
         tokenizer: The model's tokenizer.
         kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
-        max_length: Longest prompt in tokens. Longer ones lose the end of their longest field,
-            never a part of the pattern.
+        max_length: Longest prompt in tokens (default 512). Longer ones lose the end of their
+            longest field, never a part of the pattern.
+
+    Attributes:
+        blank: What stands in the place of the label word; None for causal models.
+        words: The tokens of each label word.
 
     Raises:
-        UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, a
-            label word is unknown to it, or two label words begin with the same token.
+        UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, or a
+            label word is unknown to it.
     """
 
     losses = LOSS_NAMES
@@ -237,24 +148,7 @@ class Encoder(PatternEncoder):
         super().__init__(tokenizer, kind, task.pattern(kind), max_length)
         self.task = task
         self.blank = self._blank()
-        self.label_ids = self._label_ids()
-
-    def encode(self, examples: Sequence[Example]) -> list[Prompt]:
-        """Token ids, answer position and label of each example."""
-        prompts = []
-        for example in examples:
-            ids = self._fit(dict(example.fields))
-            answer = self._answer(ids)
-            decoder_ids: tuple[int, ...] = ()
-            if self.kind == "seq2seq":
-                decoder_ids = self._decoder_ids(ids[:answer])
-                answer = len(decoder_ids) - 1
-            prompts.append(Prompt(tuple(ids), answer, example.label, decoder_ids))
-        return prompts
-
-    def arguments(self) -> dict[str, str]:
-        """What of the task a run depends on beside its prompts, as text by name."""
-        return {"metric": self.task.metric, "label tokens": str(self.label_ids)}
+        self.words = self._words()
 
     def _blank(self) -> str | None:
         """What stands in the place of the label word; None for causal models."""
@@ -280,28 +174,99 @@ class Encoder(PatternEncoder):
             return self.pad_id, self._id(SENTINEL)
         return self._id(str(self.tokenizer.eos_token)), *before
 
-    def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
-        """Token ids of the filled pattern, with a label word in place if one is given."""
-        if self.blank is not None:
-            # A mask in a field would be taken for the answer.
-            fields = {name: text.replace(self.blank, "") for name, text in fields.items()}
-            text = self.pattern.format(**fields, **{MASK: answer or self.blank})
-            return list(self.tokenizer(text)["input_ids"])
-        return super()._ids(fields, answer)
-
-    def _answer(self, ids: list[int]) -> int:
+    def _text(self, fields: dict[str, str]) -> str:
+        """The filled pattern."""
         if self.blank is None:
-            return len(ids) - 1
-        return ids.index(self._id(self.blank))
+            return self.pattern.format(**fields)
+        # A mask in a field would be taken for the answer.
+        fields = {name: text.replace(self.blank, "") for name, text in fields.items()}
+        return self.pattern.format(**fields, **{MASK: self.blank})
+
+    def _ids(self, fields: dict[str, str]) -> list[int]:
+        text = self._text(fields)
+        if self.blank is None:
+            return self._open_ids(text)
+        return list(self.tokenizer(text)["input_ids"])
+
+    def _place(self, ids: list[int]) -> int:
+        """Where in a prompt the label word comes: the blank's place, or the end."""
+        return len(ids) if self.blank is None else ids.index(self._id(self.blank))
+
+    def _prompt(self, ids: list[int], label: int, word: tuple[int, ...] = ()) -> Prompt:
+        """The prompt whose answer is one token, or all tokens of a label word.
+
+        Args:
+            ids: Token ids of the filled pattern.
+            label: Index of the right label word.
+            word: The tokens to predict; none for one, whichever it is.
+        """
+        place = self._place(ids)
+        if self.kind == "causal":
+            return Prompt((*ids, *word[:-1]), place - 1, label, targets=word)
+        if self.kind == "seq2seq":
+            before = self._decoder_ids(ids[:place])
+            return Prompt(tuple(ids), len(before) - 1, label, (*before, *word[:-1]), targets=word)
+        blanks = [ids[place]] * max(1, len(word))
+        return Prompt((*ids[:place], *blanks, *ids[place + 1 :]), place, label, targets=word)
+
+    def _words(self) -> list[tuple[int, ...]]:
+        """Tokens of each label word after what comes before it, whatever follows."""
+        fields = dict.fromkeys(set(pattern_fields(self.pattern)) - {MASK}, "It")
+        ids, text = self._ids(fields), self._text(fields)
+        before = ids[: self._place(ids)]
+        if self.blank is None:
+            text += " "
+        else:
+            text = text[: text.index(self.blank)]
+            if self._open_ids(text) != before:
+                # The blank took the white space before it along, as RoBERTa's mask does.
+                text = f"{text.rstrip()} "
+        return [
+            self._word_ids(word, before, self._open_ids(text + word))
+            for word in self.task.label_words
+        ]
+
+
+class Encoder(LabelEncoder):
+    """Encodes an example as one prompt, whose answer is read from one position.
+
+    Args:
+        task: The task.
+        tokenizer: The model's tokenizer.
+        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
+        max_length: Longest prompt in tokens (default 512). Longer ones lose the end of their
+            longest field, never a part of the pattern.
+
+    Attributes:
+        label_ids: First token of each label word.
+
+    Raises:
+        UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, a
+            label word is unknown to it, or two label words begin with the same token.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: Kind,
+        max_length: int = MAX_LENGTH,
+    ) -> None:
+        super().__init__(task, tokenizer, kind, max_length)
+        self.label_ids = self._label_ids()
+
+    def encode(self, examples: Sequence[Example]) -> list[Prompt]:
+        """Token ids, answer position and label of each example."""
+        return [self._prompt(self._fit(dict(e.fields)), e.label) for e in examples]
+
+    def arguments(self) -> dict[str, str]:
+        """What of the task a run depends on beside its prompts, as text by name."""
+        return {"metric": self.task.metric, "label tokens": str(self.label_ids)}
 
     def _label_ids(self) -> tuple[int, ...]:
-        """First token of each label word as it is encoded in the pattern."""
-        fields = dict.fromkeys(self._field_names(), "It")
-        bare = self._ids(fields)
-        position = len(bare) if self.blank is None else self._answer(bare)
+        """First token of each label word."""
         found: dict[int, str] = {}
-        for word in self.task.label_words:
-            token = self._word_ids(word, bare[:position], self._ids(fields, word))[0]
+        for word, (token, *_) in zip(self.task.label_words, self.words, strict=True):
             if token in found:
                 raise SameToken(
                     f"label words {found[token]!r} and {word!r} begin with the same token "
@@ -310,14 +275,3 @@ class Encoder(PatternEncoder):
                 )
             found[token] = word
         return tuple(found)
-
-    def _field_names(self) -> list[str]:
-        return [name for name in pattern_fields(self.pattern) if name != MASK]
-
-
-def _cut(fields: dict[str, str], length: int) -> dict[str, str]:
-    """Fields of at most so many characters; shorter ones stay as they are."""
-    return {
-        name: text if len(text) <= length else text[:length].rstrip()
-        for name, text in fields.items()
-    }

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import Kind
 from integrations.errors import UserError
-from integrations.prompts import PatternEncoder, Prompt, longest_prompt
+from integrations.patterns import PatternEncoder
+from integrations.prompts import Prompt, longest_prompt
 from integrations.tasks.text import ContinuationTask, GenerationTask, TextExample, TextTask
 
 
@@ -55,8 +56,8 @@ class TextEncoder(PatternEncoder):
             start = getattr(model.config, "decoder_start_token_id", None)
         self.start_id = self.pad_id if start is None else int(start)
 
-    def _ids(self, fields: dict[str, str], answer: str | None = None) -> list[int]:
-        text = self.pattern.format(**fields) + (answer or "")
+    def _ids(self, fields: dict[str, str], answer: str = "") -> list[int]:
+        text = self.pattern.format(**fields) + answer
         if self.kind == "seq2seq":
             return list(self.tokenizer(text)["input_ids"])
         return self._open_ids(text)

@@ -11,46 +11,50 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from integrations.architectures import Architecture
+from integrations.architectures import Architecture, Kind
 from integrations.continuation import TokenLikelihoods
 from integrations.errors import UserError
-from integrations.metrics import LOSS_NAMES
-from integrations.prompts import MAX_LENGTH, PatternEncoder, Prompt
+from integrations.prompts import MAX_LENGTH, LabelEncoder, Prompt
 from integrations.tasks import Example, Task
-from integrations.tasks.task import pattern_fields
 
 
-class WholeWordEncoder(PatternEncoder):
-    """Encodes each example once for each label word of a causal model, the word's tokens to follow.
+class WholeWordEncoder(LabelEncoder):
+    """Encodes each example once for each label word, all of whose tokens are to be predicted.
 
-    `Encoder` needs one prompt for all words, and words whose first tokens differ.
+    A causal model, or a decoder, predicts each from those before it. A masked model predicts them
+    all at once, as PET does in training (Schick and Schütze 2021, arXiv 2009.07118), but at as many
+    masks as the word has tokens. `Encoder` needs one prompt for all words, and words whose first
+    tokens differ.
 
     Args:
         task: The task.
         tokenizer: The model's tokenizer.
-        max_length: Longest prompt in tokens, its label word among them.
-
-    Attributes:
-        words: The tokens of each label word.
+        kind: ``"causal"``, ``"masked"`` or ``"seq2seq"``.
+        max_length: Longest prompt in tokens, with the longest label word in it (default 512).
 
     Raises:
-        UserError: If a label word is unknown to the tokenizer, or another begins with it.
+        UserError: If the tokenizer has no mask token for a masked model or an encoder-decoder, a
+            label word is not known to it in full, two are the same, or one begins with another and
+            would never be the likelier one.
     """
 
-    losses = LOSS_NAMES
-
     def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int = MAX_LENGTH
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: Kind,
+        max_length: int = MAX_LENGTH,
     ) -> None:
-        super().__init__(tokenizer, "causal", task.pattern("causal"), max_length)
-        self.task = task
-        fields = dict.fromkeys(pattern_fields(self.pattern), "It")
-        bare = self._ids(fields)
-        self.words = [
-            self._word_ids(word, bare, self._ids(fields, word)) for word in task.label_words
-        ]
+        super().__init__(task, tokenizer, kind, max_length)
+        for word, tokens in zip(task.label_words, self.words, strict=True):
+            if tokenizer.unk_token_id in tokens:
+                raise UserError(
+                    f"label word {word!r} is not known to the tokenizer in full, and another "
+                    "begins with the same token; choose others."
+                )
         for i, j in permutations(range(len(self.words)), 2):
-            if self.words[j][: len(self.words[i])] == self.words[i]:
+            begins = self.words[j][: len(self.words[i])] == self.words[i]
+            if begins and (kind != "masked" or self.words[i] == self.words[j]):
                 raise UserError(
                     f"label words {task.label_words[j]!r} and {task.label_words[i]!r} begin with "
                     "the same token, and one with the whole other, which is never less likely; "
@@ -63,10 +67,7 @@ class WholeWordEncoder(PatternEncoder):
         prompts = []
         for example in examples:
             ids = self._fit(dict(example.fields), reserved)
-            prompts += [
-                Prompt((*ids, *word[:-1]), len(ids) - 1, example.label, targets=word)
-                for word in self.words
-            ]
+            prompts += [self._prompt(ids, example.label, word) for word in self.words]
         return prompts
 
     def arguments(self) -> dict[str, str]:

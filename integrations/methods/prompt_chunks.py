@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import cache
 
 from integrations.errors import UserError
-from integrations.prompts import CHARACTERS_PER_TOKEN, Encoder, Prompt
+from integrations.patterns import CHARACTERS_PER_TOKEN
+from integrations.prompts import Encoder, Prompt
 from integrations.tasks import Example
 from integrations.tasks.task import MASK, pattern_fields
 

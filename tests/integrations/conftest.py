@@ -69,12 +69,14 @@ def byte_tokenizer():
         tokenizer.train_from_iterator([f"{word} {word}" for word in WORDS for _ in "abc"], trainer)
         mask = AddedToken("[MASK]", lstrip=True)
         names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": mask}
-        if kind == "masked":
+        if kind != "causal":
             tokenizer.post_processor = processors.TemplateProcessing(
                 single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
             )
-        else:
+        if kind == "causal":
             names = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
+        elif kind == "seq2seq":  # as BART's
+            names |= {"eos_token": "[SEP]"}
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", **names)
 
     return make

@@ -7,7 +7,8 @@ from transformers import T5Tokenizer
 
 from integrations import Example, Task, UserError
 from integrations.architectures import FAMILIES
-from integrations.prompts import CHARACTERS_PER_TOKEN, Encoder, longest_prompt
+from integrations.patterns import CHARACTERS_PER_TOKEN
+from integrations.prompts import Encoder, longest_prompt
 
 
 def task_of(causal="{text} It was", masked="{text} It was {mask} .", words=("bad", "great")):
@@ -151,6 +152,39 @@ def test_a_label_word_follows_the_prompt_as_in_running_text(byte_tokenizer, kind
         else:
             ids.append(label_id)
         assert ids == tokenizer(sentence)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["masked", "seq2seq"])
+@pytest.mark.parametrize("space", ["\n", "  ", " \n "])
+def test_white_space_that_the_mask_takes_along_is_no_part_of_a_word(byte_tokenizer, kind, space):
+    encoder = Encoder(
+        task_of(masked=f"{{text}} It was{space}{{mask}} ."), byte_tokenizer(kind), kind
+    )
+    assert tokens(encoder, encoder.label_ids) == ["Ġbad", "Ġgreat"]
+    assert [len(word) for word in encoder.words] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["masked", "seq2seq"])
+@pytest.mark.parametrize("after", [".", " .", ", the film"])
+def test_words_are_those_without_what_follows(byte_tokenizer, kind, after):
+    encoder = Encoder(
+        task_of(masked=f"{{text}} It was {{mask}}{after}"), byte_tokenizer(kind), kind
+    )
+    assert tokens(encoder, [token for word in encoder.words for token in word]) == [
+        "Ġbad",
+        "Ġgreat",
+    ]
+
+
+def test_an_answer_may_come_first(byte_tokenizer, word_tokenizer, t5_tokenizer):
+    task = task_of(masked="{mask} film : {text}")
+    encoder = Encoder(task, byte_tokenizer("masked"), "masked")
+    assert tokens(encoder, encoder.label_ids) == ["bad", "great"]  # and not "Ġbad"
+    encoder = Encoder(task, word_tokenizer("seq2seq"), "seq2seq")
+    assert tokens(encoder, encoder.label_ids) == ["bad", "great"]
+    assert tokens(encoder, encode(encoder, text="the").decoder_ids) == ["[SEP]", "[CLS]"]
+    encoder = Encoder(task, t5_tokenizer, "seq2seq")
+    assert tokens(encoder, encoder.label_ids) == ["▁bad", "▁great"]
 
 
 @pytest.mark.parametrize("kind", ["causal", "masked"])
