@@ -28,6 +28,7 @@ from integrations.patches import evaluating
 from integrations.peak_memory import PeakMemory
 from integrations.prompts import Encoder, longest_prompt
 from integrations.tasks import Task, load_task
+from integrations.tasks.files import Columns
 
 RESULTS = "results.jsonl"
 SETTINGS = "settings.json"
@@ -44,7 +45,7 @@ class Comparison:
         data: Folder with the task's data; None for the Hub.
         shots: Training examples a class, and as many for development.
         label_words: Other label words than the task's own.
-        columns: Column of each field where it is called otherwise.
+        columns: Column of each field, or several, where it is called otherwise.
         test_limit: Score the first so many test examples only.
         budget: Most passes over the training set for a method; None for no limit.
         seconds: Most wall time for a method's learning; None for no limit.
@@ -62,7 +63,7 @@ class Comparison:
     data: str | None = None
     shots: int = 16
     label_words: tuple[str, ...] | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     test_limit: int | None = None
     budget: int | None = 6000
     seconds: float | None = None

@@ -141,8 +141,9 @@ def _text(path: Path, name: str, value: Any, param: Any) -> Any:
             )
         return str(item)
 
-    if isinstance(value, dict) and param.multiple:  # column: {text: sentence}
-        return [f"{word(key)}={word(item)}" for key, item in value.items()]
+    if isinstance(value, dict) and param.multiple:  # column: {text: [title, review]}
+        lists = {key: item if isinstance(item, list) else [item] for key, item in value.items()}
+        return [f"{word(key)}={word(item)}" for key, items in lists.items() for item in items]
     if isinstance(value, list | tuple):
         texts = [word(item) for item in value]
         return texts if param.multiple else ",".join(texts)

@@ -142,6 +142,9 @@ def bench(
     shots = -(-examples // 2)
     chosen: AnyTask
     if task is None:
+        for option, value in (("data", data), ("label-words", label_words), ("column", column)):
+            if value is not None:
+                raise UserError(f"--{option} goes with --task; pass that too.")
         chosen = demo_task(seed)
     else:
         chosen = task_of(task, data, shots, seed, label_words, column, None)

@@ -17,8 +17,7 @@ from integrations.models import DTYPES
 from integrations.report import console
 from integrations.smollm2 import NAME as SMOLLM2
 from integrations.tasks import TASKS, AnyTask, load_task
-from integrations.tasks.loading import own_task, require_limit
-from integrations.tasks.text import TextTask
+from integrations.tasks.loading import own_task
 
 MODEL, TASK, DELTAS, SEARCH, OUTPUT = "Model", "Task and data", "Deltas", "Search", "Run and output"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -72,7 +71,10 @@ Data = Annotated[
 ]
 Shots = Annotated[
     int,
-    typer.Option(help="Training examples a class, and as many for dev.", rich_help_panel=TASK),
+    typer.Option(
+        help="Training examples a class (of a text task: in all), and as many for dev.",
+        rich_help_panel=TASK,
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="All randomness comes from it.", rich_help_panel=TASK)]
 LabelWords = Annotated[
@@ -87,8 +89,8 @@ Columns = Annotated[
     typer.Option(
         "--column",
         metavar="FIELD=COLUMN",
-        help="Local column of a field, such as text=sentence, repeatable; by default the field's "
-        "own name.",
+        help="Local column of a field, label or reference, such as text=sentence; several of one "
+        "field are joined. By default the field's own name.",
         rich_help_panel=TASK,
     ),
 ]
@@ -138,16 +140,7 @@ def task_of(
     test_limit: int | None,
 ) -> AnyTask:
     """The task that the shared options describe."""
-    require_limit(test_limit)
     own = own_task(name)
-    if isinstance(own, TextTask):
-        options = {"--data": data, "--label-words": label_words, "--column": columns or None}
-        for option, value in options.items():
-            if value is not None:
-                raise UserError(
-                    f"task {name!r} is answered by text and has its examples; leave {option} out."
-                )
-        return own.with_splits(own.train, own.dev, own.test[:test_limit])
     return load_task(
         own or name,
         data,
@@ -189,15 +182,15 @@ def layer_list(text: str | None) -> tuple[int, ...] | str | None:
         ) from None
 
 
-def pairs(texts: list[str] | None) -> dict[str, str]:
-    """``FIELD=COLUMN`` texts as a mapping."""
-    found = {}
+def pairs(texts: list[str] | None) -> dict[str, str | list[str]]:
+    """``FIELD=COLUMN`` texts as a mapping from fields to their columns."""
+    found: dict[str, list[str]] = {}
     for text in texts or ():
         name, equals, column = text.partition("=")
         if not (name and equals and column):
             raise UserError(f"--column takes FIELD=COLUMN, such as text=sentence; got {text!r}.")
-        found[name] = column
-    return found
+        found.setdefault(name, []).append(column)
+    return {name: columns if len(columns) > 1 else columns[0] for name, columns in found.items()}
 
 
 def count_or_none(text: str) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from integrations.errors import UserError
 from integrations.files import replace_file
@@ -14,7 +15,10 @@ from integrations.tasks.example import Example
 SUFFIXES = (".jsonl", ".csv")
 
 Columns = Mapping[str, str | Sequence[str]]
-"""For a field, or ``"label"``, the column that holds it, or several to be joined by spaces."""
+"""For a field, ``"label"`` or ``"reference"``, its column, or several to be joined by spaces."""
+
+Row = Mapping[str, object]
+Read = TypeVar("Read")
 
 
 def columns_of(name: str, columns: Columns) -> Sequence[str]:
@@ -32,6 +36,46 @@ def find_split(folder: Path, *names: str) -> Path | None:
     return None
 
 
+def read_splits(path: Path, read: Callable[[Path], Read]) -> tuple[Read, Read | None, Read | None]:
+    """What is read of a folder's files train, dev and test, or of one file.
+
+    Args:
+        path: A folder or a file.
+        read: Reads one file.
+
+    Returns:
+        What is read of train, dev and test; None for dev if there is no such file, and for both if
+        there is one file in all.
+
+    Raises:
+        UserError: If there is no such folder, or a file is missing from it.
+    """
+    if path.is_file():
+        return read(path), None, None
+    if not path.is_dir():
+        raise UserError(f"data folder {str(path)!r} does not exist; expected one with "
+                        "train.jsonl and test.jsonl (or .csv), or a file.")  # fmt: skip
+
+    def required(*names: str) -> Path:
+        if file := find_split(path, *names):
+            return file
+        expected = " or ".join(f"{name}.jsonl" for name in names)
+        raise UserError(f"{path} has no {expected} (or .csv); add the file to the folder.")
+
+    train, test = read(required("train", "train_pool")), read(required("test"))
+    dev = find_split(path, "dev", "validation")
+    return train, None if dev is None else read(dev), test
+
+
+def require_fields(columns: Columns, names: Sequence[str], task: str) -> None:
+    """Raise UserError if a column is given for what is no field of a task."""
+    if unused := set(columns) - set(names):
+        raise UserError(
+            f"columns names {sorted(unused)[0]!r}, which is no field of task {task!r}; its fields "
+            f"are {', '.join(names)}."
+        )
+
+
 class Labels:
     """Turns what data says about a class into an index.
 
@@ -44,6 +88,9 @@ class Labels:
         self.words = list(words)
         self.names = list(names)
 
+        # Where classes are called by numbers, a number in a file is a name and no index.
+        self._numbered = any(text.isdigit() for text in (*self.words, *self.names))
+
     def index(self, value: object, where: str) -> int:
         """The class that a label word, a class's name or an index stands for.
 
@@ -53,17 +100,27 @@ class Labels:
         for known in (self.words, self.names):
             if value in known:
                 return known.index(str(value))
+        named = isinstance(value, str) and self._numbered
         try:
-            label = int(str(value))
+            label = -1 if named else int(str(value))
         except ValueError:
             label = -1
         if not 0 <= label < len(self.words):
+            indices = "" if named else f"0 to {len(self.words) - 1} or "
             names = f" or of {self.names!r}" if self.names else ""
             raise UserError(
-                f"{where}: no label word for label {value!r}; expected 0 to {len(self.words) - 1} "
-                f"or one of {self.words!r}{names}."
+                f"{where}: no label word for label {value!r}; expected {indices}one of "
+                f"{self.words!r}{names}."
             )
         return label
+
+    def read(self, value: object, where: str) -> int:
+        """The same for a label in a file, where a number may be a class's name.
+
+        Raises:
+            UserError: If it stands for none; begins with ``where``.
+        """
+        return self.index(str(value) if self._numbered else value, where)
 
 
 def read_examples(
@@ -82,19 +139,11 @@ def read_examples(
             missing.
     """
     columns = columns or {}
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} is neither JSON lines nor CSV; expected a .jsonl or .csv file.")
-    try:
-        rows = list(_rows(path))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
-    except csv.Error as error:
-        raise UserError(f"{path} is no CSV that can be read ({error}); try JSON lines.") from None
     examples = []
-    for where, row in rows:
+    for where, row in read_rows(path):
         names = [name for name in row if name != "label"] if fields is None else fields
-        texts = {name: _value(row, name, columns, where) for name in (*names, "label")}
-        label = labels.index(texts.pop("label"), where)
+        texts = {name: value_of(row, name, columns, where) for name in (*names, "label")}
+        label = labels.read(texts.pop("label"), where)
         examples.append(Example({name: str(text) for name, text in texts.items()}, label))
     return examples
 
@@ -117,15 +166,18 @@ class FileSplit:
 
     def __init__(self, path: Path, fields: Sequence[str], labels: Labels, columns: Columns) -> None:
         self.examples = read_examples(path, labels, fields, columns)
-        if not self.examples:
-            raise UserError(
-                f"{path} holds no examples; expected one JSON object or CSV row a line."
-            )
+        require_rows(path, self.examples)
         self.labels = [example.label for example in self.examples]
 
     def take(self, indices: Sequence[int]) -> list[Example]:
         """The examples with some indices."""
         return [self.examples[i] for i in indices]
+
+
+def require_rows(path: Path, rows: Sequence[object]) -> None:
+    """Raise UserError if a file holds none."""
+    if not rows:
+        raise UserError(f"{path} holds no examples; expected one JSON object or CSV row a line.")
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> None:
@@ -136,7 +188,31 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _value(row: Mapping[str, object], name: str, columns: Columns, where: str) -> object:
+def read_rows(path: Path) -> list[tuple[str, Row]]:
+    """The rows of a file, each with its place as errors name it.
+
+    Args:
+        path: A ``.jsonl`` file (one object a line) or a ``.csv`` file with a header.
+
+    Raises:
+        UserError: If the file is no such file or not UTF-8, or a row is malformed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} is neither JSON lines nor CSV; expected a .jsonl or .csv file.")
+    try:
+        return list(_rows(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV that can be read ({error}); try JSON lines.") from None
+
+
+def value_of(row: Row, name: str, columns: Columns, where: str) -> object:
+    """What a row holds for a field, joined if that is in several columns.
+
+    Raises:
+        UserError: If a column is missing or holds several values; begins with ``where``.
+    """
     found = [row.get(column) for column in columns_of(name, columns)]
     for column, value in zip(columns_of(name, columns), found, strict=True):
         if value is None:
@@ -144,10 +220,15 @@ def _value(row: Mapping[str, object], name: str, columns: Columns, where: str) -
                 f"{where}: no column {column!r}; it has {sorted(map(str, row))}. Name the "
                 f"column of {name!r} with columns={{{name!r}: ...}}."
             )
+        if isinstance(value, list | dict):
+            raise UserError(
+                f"{where}: column {column!r} holds a {type(value).__name__}; expected a text or a "
+                "number."
+            )
     return found[0] if len(found) == 1 else " ".join(map(str, found))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     # Spreadsheets begin files with a byte order mark, which utf-8-sig leaves out.
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, overload
 
 from integrations.errors import UserError, unknown
 from integrations.imported import imported, is_import
 from integrations.tasks.builtin import HUB_NAMES, TASKS, Recipe
 from integrations.tasks.example import Example
-from integrations.tasks.files import Columns, FileSplit, find_split
+from integrations.tasks.files import Columns, FileSplit, read_splits, require_fields
 from integrations.tasks.hub import HubSplit, load_hub
-from integrations.tasks.splits import draw_shots
+from integrations.tasks.splits import draw_parts, draw_shots
 from integrations.tasks.task import TASK_FILE, Task
 from integrations.tasks.text import ContinuationTask, GenerationTask, TextTask
+from integrations.tasks.text_loading import SomeTextTask, load_text_task
 
 
+@overload
 def load_task(
     task: str | Task | Recipe,
     data: str | Path | None = None,
@@ -29,7 +31,32 @@ def load_task(
     label_words: Sequence[str] | None = None,
     columns: Columns | None = None,
     test_limit: int | None = None,
-) -> Task:
+) -> Task: ...
+
+
+@overload
+def load_task(
+    task: SomeTextTask,
+    data: str | Path | None = None,
+    *,
+    shots: int = 16,
+    seed: int = 0,
+    label_words: Sequence[str] | None = None,
+    columns: Columns | None = None,
+    test_limit: int | None = None,
+) -> SomeTextTask: ...
+
+
+def load_task(
+    task: str | Task | Recipe | TextTask,
+    data: str | Path | None = None,
+    *,
+    shots: int = 16,
+    seed: int = 0,
+    label_words: Sequence[str] | None = None,
+    columns: Columns | None = None,
+    test_limit: int | None = None,
+) -> Task | TextTask:
     """A task with its few-shot splits.
 
     A task of your own, and one file of examples:
@@ -44,31 +71,48 @@ def load_task(
     Args:
         task: The name of a built-in task (``"sst2"``, ``"mrpc"``) or its name on the Hub
             (``"stanfordnlp/sst2"``, ``"nyu-mll/glue:mrpc"``); a task of your own, whose patterns
-            and label words are used; a `Recipe`, if its data is on the Hub; or ``"module:name"``
-            of one of these, or of a function that returns one.
+            and label words are used; a `Recipe`, if its data is on the Hub; ``"module:name"`` of
+            one of these, or of a function that returns one; or a `GenerationTask` or
+            `ContinuationTask`, whose examples have a column ``"reference"`` in place of a label.
         data: A folder with ``train.jsonl`` (or ``train_pool.jsonl``), ``test.jsonl`` and possibly
             ``dev.jsonl``, or the same as CSV; a folder that `Task.save` wrote, whose examples are
             taken as they are, whatever ``shots``, ``seed`` and ``columns`` say; or one file, whose
             rows that are not drawn are the test set. None takes the examples that a task of your
             own has, as they are, or loads the data set from the Hub.
-        shots: Examples a class for training, and as many others for development (default 16).
+        shots: Examples a class for training, and as many others for development (default 16); of
+            a task answered by text, so many in all.
         seed: Draws the examples (default 0).
         label_words: Other label words than the task's own, in the order of the labels.
-        columns: Column names of fields, or of ``"label"``, that differ in the data. Several
-            columns for one field are joined by spaces. A label may be an index, a label word or
-            one of the task's label names.
+        columns: Column names of fields, or of ``"label"`` or ``"reference"``, that differ in the
+            data. Several columns for one field are joined by spaces. A label may be an index, a
+            label word or one of the task's label names.
         test_limit: Use the first so many test examples only, or evenly spaced ones where examples
             come class by class, so that the first lack some; None uses all.
 
     Returns:
-        The task with ``train`` and ``dev`` of ``shots`` examples a class, and ``test``.
+        The task with ``train`` and ``dev`` of ``shots`` examples (a class), and ``test``.
 
     Raises:
         UserError: If the name is unknown, a file or column is missing or empty, a class has too few
             examples, or the limit is not positive.
     """
     require_limit(test_limit)
+    if isinstance(task, TextTask):
+        return load_text_task(
+            task,
+            data,
+            shots=shots,
+            seed=seed,
+            label_words=label_words,
+            columns=columns or {},
+            test_limit=test_limit,
+        )
     own = own_task(task) if isinstance(task, str) else None
+    if isinstance(own, TextTask):
+        raise UserError(
+            f"task {task!r} is answered by text and has no label words; tune and eval take it by "
+            "this name, and load_task takes the task itself."
+        )
     recipe = _find(own or task, data)
     task = recipe.task
     columns = columns or {}
@@ -79,11 +123,7 @@ def load_task(
                 f"for each; got {list(label_words)!r}."
             )
         task = replace(task, label_words=tuple(label_words))
-    if unused := set(columns) - {*task.fields, "label"}:
-        raise UserError(
-            f"columns names {sorted(unused)[0]!r}, which is no field of task {task.name!r}; its "
-            f"fields are {', '.join([*task.fields, 'label'])}."
-        )
+    require_fields(columns, (*task.fields, "label"), task.name)
     complete = data is None and not recipe.hub and bool(task.train)
     if complete or (data is not None and (Path(data) / TASK_FILE).is_file()):
         saved = task if data is None else task.with_saved(data)
@@ -93,7 +133,8 @@ def load_task(
     if data is None:
         pools = _from_hub(recipe, task, {**recipe.columns, **columns})
     else:
-        pools = _from_files(Path(data), task, columns)
+        about = (task.fields, task.labels, columns)
+        pools = read_splits(Path(data), lambda file: FileSplit(file, *about))
     return _draw(task, *pools, shots, seed, test_limit)
 
 
@@ -153,11 +194,6 @@ def _find(task: object, data: object) -> Recipe:
         return TASKS[key]
     if isinstance(task, Recipe):
         return task
-    if isinstance(task, TextTask):
-        raise UserError(
-            f"task {task.name!r} is answered by text and has no classes to draw examples of; tune "
-            "and eval take it as it is."
-        )
     if not isinstance(task, Task):
         raise UserError(f"task must be a name, a Task or a Recipe; got {type(task).__name__}.")
     if data is None and not task.train:
@@ -180,27 +216,6 @@ def _from_hub(recipe: Recipe, task: Task, columns: Columns) -> Pools:
     return split("train"), None, split(recipe.test)
 
 
-def _from_files(path: Path, task: Task, columns: Columns) -> Pools:
-    def split(file: Path) -> FileSplit:
-        return FileSplit(file, task.fields, task.labels, columns)
-
-    if path.is_file():
-        return split(path), None, None
-    if not path.is_dir():
-        raise UserError(f"data folder {str(path)!r} does not exist; expected one with "
-                        "train.jsonl and test.jsonl (or .csv), or a file.")  # fmt: skip
-
-    def required(*names: str) -> Path:
-        if file := find_split(path, *names):
-            return file
-        expected = " or ".join(f"{name}.jsonl" for name in names)
-        raise UserError(f"{path} has no {expected} (or .csv); add the file to the folder.")
-
-    train, test = split(required("train", "train_pool")), required("test")
-    dev = find_split(path, "dev", "validation")
-    return train, None if dev is None else split(dev), split(test)
-
-
 def _draw(
     task: Task,
     pool: Pool,
@@ -210,12 +225,10 @@ def _draw(
     seed: int,
     test_limit: int | None,
 ) -> Task:
-    parts = 2 if dev_pool is None else 1
-    train, *others = draw_shots(pool.labels, shots, task.label_words, seed, parts)
-    if dev_pool is None:
-        (dev,) = others
-    else:
-        (dev,) = draw_shots(dev_pool.labels, shots, task.label_words, seed, parts=1)
+    words = task.label_words
+    train, dev = draw_parts(
+        pool, dev_pool, lambda pool, parts: draw_shots(pool.labels, shots, words, seed, parts)
+    )
     drawn = {*train, *dev} if test_pool is None else set()
     scored = test_pool or pool
     test = [row for row, label in enumerate(scored.labels) if label >= 0 and row not in drawn]

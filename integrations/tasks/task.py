@@ -205,11 +205,12 @@ class Task:
             UserError: If a file is missing, or the examples don't fit the task.
         """
         splits = []
+        indices = Labels([str(index) for index in range(len(self.label_words))])
         for split in SPLITS:
             path = Path(folder) / f"{split}.jsonl"
             if not path.is_file():
                 raise UserError(f"{folder} has no {path.name}; save the task again.")
-            splits.append(read_examples(path, self.labels))
+            splits.append(read_examples(path, indices))
         return self.with_splits(*splits)
 
 

@@ -63,6 +63,11 @@ class TextTask:
                         f"{sorted(example.fields)}."
                     )
 
+    @property
+    def referenced(self) -> bool:
+        """Whether every example needs a reference."""
+        raise NotImplementedError
+
     def _need_references(self, why: str) -> None:
         for split in SPLITS:
             for row, example in enumerate(getattr(self, split)):
@@ -124,7 +129,7 @@ class GenerationTask(TextTask):
                 f"['\\n']; got {self.stop!r}."
             )
         make_score(self.score)
-        if self.score in REFERENCED:
+        if self.referenced:
             self._need_references(f"the score {self.score!r}")
         if self.score == "rougeL":
             self._need_words()
@@ -139,6 +144,11 @@ class GenerationTask(TextTask):
                         f"digits only, and the reference of {split} example {i} has none: "
                         f"{str(example.reference)[:40]!r}. Pass a function of your own."
                     )
+
+    @property
+    def referenced(self) -> bool:
+        """Whether the score compares with a reference; a function of one's own may do without."""
+        return self.score in REFERENCED
 
     @property
     def metric(self) -> str:
@@ -166,6 +176,11 @@ class ContinuationTask(TextTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._need_references("a likelihood")
+
+    @property
+    def referenced(self) -> bool:
+        """Always: it is what the model is to find likely."""
+        return True
 
     @property
     def metric(self) -> str:

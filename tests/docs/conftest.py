@@ -79,8 +79,10 @@ def workplace(monkeypatch, tmp_path):
     shutil.copytree(demo_data, tmp_path / "my-data")
     tickets = [("It was bad", "support"), ("great", "sales")]
     reviews = [("bad", "It was bad", 0), ("great", "It was great", 1)]
+    questions = [("the film was bad. How was it?", "bad"), ("It was great. How was it?", "great")]
     _write(tmp_path / "tickets.csv", ("message", "queue"), tickets)
-    _write(tmp_path / "reviews.csv", ("title", "review", "stars"), reviews)
+    _write(tmp_path / "questions.csv", ("question", "answer"), questions)
+    _write(tmp_path / "reviews.csv", ("title", "review", "sentiment"), reviews)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

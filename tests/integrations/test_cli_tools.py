@@ -108,6 +108,9 @@ BAD = {
     "nothing to export": (["export", "nowhere"], "--merged"),
     "int8": (["export", "nowhere", "--merged", "out", "--dtype", "int8"], "float32"),
     "bench task": (["bench", "--task", "sst3"], "did you mean 'sst2'"),
+    "bench data": (["bench", "--data", "x"], "--data goes with --task"),
+    "bench column": (["bench", "--column", "text=x"], "--column goes with --task"),
+    "bench words": (["bench", "--label-words", "a,b"], "--label-words goes with --task"),
     "bench examples": (["bench", "--examples", "0"], "'--examples'"),
     "out": (["demo", "--out", "/dev/null/run"], "is a file"),
 }

@@ -109,6 +109,21 @@ def test_a_text_task_is_tuned_and_scored(dfo_lora, saved_model):
     assert (status, "at least 1" in err) == (2, True)
 
 
+def test_a_text_task_takes_its_examples_from_a_file(dfo_lora, saved_model):
+    rows = [json.dumps({"how": ("dull", "good")[i % 2], "said": "bad"}) for i in range(12)]
+    Path("said.jsonl").write_text("\n".join(rows))
+    about = ["--model", saved_model, "--task", "own_things:said", "--data", "said.jsonl"]
+    about += ["--column", "text=how", "--column", "reference=said", "--shots", 3, "--json"]
+    settings = ["--budget", 10, "--dim", 40, "--out", "run"]
+    status, out, err = dfo_lora("tune", *about, *settings)
+    assert status == 0, err
+    tuned = json.loads(out)
+    assert tuned["test"]["tuned"]["examples"] == 6
+    status, out, err = dfo_lora("eval", *about, "--adapter", "run", "--split", "test")
+    assert status == 0, err
+    assert json.loads(out)["scores"] == tuned["test"]
+
+
 def test_what_cannot_be_compared_is_told_once(dfo_lora, saved_model):
     about = ["--model", saved_model, "--methods", "manual", "--seeds", 0, "--budget", 10]
     for name in ("no_dev", "said"):
@@ -147,7 +162,9 @@ def test_tasks_are_found_in_python_too(data):
     task = load_task("own_things:tickets", data, shots=4)
     assert (task.name, len(task.train)) == ("tickets", 8)
     assert isinstance(load_task("own_things:whole"), Task)
-    with pytest.raises(UserError, match=r"'said' is answered by text .* tune and eval take it"):
+    with pytest.raises(
+        UserError, match=r"'own_things:said' is answered by text .* tune and eval take it"
+    ):
         load_task("own_things:said")
     elsewhere = Recipe(load_task("own_things:whole"), hub=("no/such-data",))
     with pytest.raises(UserError, match="no/such-data"):
@@ -167,7 +184,11 @@ def test_tune_takes_any_of_them_by_name(saved_model):
         ({"task": "own_things:nothing"}, "has no attribute 'nothing'; expected a known name, or"),
         ({"task": "no_such_module:task"}, "No module named 'no_such_module'"),
         ({"task": "own_things:number"}, "is a int; expected a task, a Recipe, or a function"),
-        ({"task": "own_things:said"}, "leave --data out"),
+        ({"task": "own_things:said"}, "no column 'reference'"),
+        (
+            {"task": "own_things:said", "label_words": "bad,great"},
+            "leave label_words (--label-words) out",
+        ),
         ({"loss": "own_things:nothing"}, "of a function of label logits and labels"),
         ({"task": "own_things:made_of"}, "cannot be called without arguments (missing a required"),
         ({"loss": "own_things:number"}, "is a int; expected a function of label logits"),

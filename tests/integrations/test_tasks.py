@@ -294,6 +294,22 @@ def test_what_the_data_calls_the_classes(tmp_path):
         load_task(task, tmp_path / "reviews.jsonl")
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_classes_that_are_called_by_numbers(tmp_path, suffix):
+    """Ratings are no indices, neither in a file nor when they come back from a saved task."""
+    names = ("1", "2", "3")
+    ratings = Task("ratings", {"causal": "{text} It was"}, ("bad", "fair", "great"),
+                   label_names=names)  # fmt: skip
+    write(tmp_path, suffix, train=rows_of("a", 6, (1, 2, 3)), test=rows_of("b", 3, (3, 1, 2)))
+    task = load_task(ratings, tmp_path, shots=1)
+    assert [example.label for example in task.test] == [2, 0, 1]
+    again = load_task(ratings, task.save(tmp_path / "saved"))
+    assert (again.train, again.dev, again.test) == (task.train, task.dev, task.test)
+    write(tmp_path, suffix, train=rows_of("a", 6, (0, 1, 2)))
+    with pytest.raises(UserError, match=r"no label word for label '?0'?; expected one of \['bad'"):
+        load_task(ratings, tmp_path, shots=1)
+
+
 def test_a_field_of_several_columns(tmp_path):
     rows = [{"title": f"t {i}", "content": f"c {i}", "label": i % 14} for i in range(28)]
     write(tmp_path, train=rows, test=rows[:1])
