@@ -12,10 +12,12 @@ ends if one of them returns True::
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from integrations.errors import UserError
 from integrations.files import append_line
@@ -147,3 +149,50 @@ class JSONLines:
         if progress.new_dev:
             row["dev"] = plain(progress.dev)
         append_line(self.path, row)
+
+
+class EndOnInterrupt:
+    """Lets the first Ctrl-C end a run after its generation, with the best deltas so far.
+
+    A context manager and a callback::
+
+        with EndOnInterrupt() as ending:
+            result = tune(model, task, callback=ending)
+
+    The second Ctrl-C is a KeyboardInterrupt, as the first is without this.
+
+    Args:
+        tell: Called with what to say at the first (default: print).
+
+    Attributes:
+        interrupted: Whether Ctrl-C was pressed.
+
+    Raises:
+        ValueError: If entered in a thread that is not the main one, which signals go to.
+    """
+
+    def __init__(self, tell: Callable[[str], object] = print) -> None:
+        self.interrupted = False
+        self._tell = tell
+
+    def __enter__(self) -> Self:
+        self.interrupted = False
+        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        self._tell("Ending after this generation; press Ctrl-C again to quit at once.")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __call__(self, progress: Progress) -> bool:
+        """True if the run should end."""
+        return self.interrupted

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -15,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from integrations.adapter import Adapter
-from integrations.callbacks import Progress
+from integrations.callbacks import EndOnInterrupt, Progress
 from integrations.errors import UserError
 from integrations.files import replace_file
 from integrations.history import plain
@@ -29,21 +28,18 @@ SCORES_FILE = "scores.json"
 PLOT_FILE = "curve.png"
 
 
-class Watch:
+class Watch(EndOnInterrupt):
     """Shows a run's progress, and lets Ctrl-C end it with the best deltas so far.
-
-    A context manager and a callback of `integrations.tune`.
 
     Args:
         budget: Evaluations of the whole run.
 
     Attributes:
-        interrupted: Whether Ctrl-C was pressed.
         generations: How many were seen; none if the run had ended before.
     """
 
     def __init__(self, budget: int) -> None:
-        self.interrupted = False
+        super().__init__(console.print)
         self.generations = 0
         self._bar = Bar(
             TextColumn("tuning"),
@@ -54,10 +50,9 @@ class Watch:
         )
         self._task = self._bar.add_task("tuning", total=budget, state="starting")
 
-    def __enter__(self) -> Watch:
-        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+    def __enter__(self) -> Self:
         self._bar.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self,
@@ -66,12 +61,7 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        console.print("Ending after this generation; press Ctrl-C again to quit at once.")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        super().__exit__(kind, error, trace)
 
     def __call__(self, progress: Progress) -> bool:
         """Show a generation; True if the run should end."""

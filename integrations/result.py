@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import HfApi
 
 from integrations.adapter import Adapter
 from integrations.environment import circumstances
 from integrations.errors import UserError
+from integrations.evaluators import make_evaluator
 from integrations.generation import GenerationEvaluator
 from integrations.history import History
 from integrations.metrics import Loss
@@ -21,9 +23,10 @@ from integrations.model_names import hub_name
 from integrations.patches import evaluating
 from integrations.peft_format import save_adapter
 from integrations.plots import plot_history
+from integrations.population import PopulationEvaluator
 from integrations.run_file import RunRecord
 from integrations.scoring import Score, Scorer
-from integrations.tasks import TextExample
+from integrations.tasks import Example, Task, TextExample
 from integrations.text_prompts import GenerationEncoder
 
 
@@ -96,6 +99,56 @@ class TuneResult:
         evaluator = GenerationEvaluator(arch, self.encoder, self._or_test(examples))
         with evaluating(arch.model):
             return evaluator.answers(Adapter(arch) if frozen else self.adapter)
+
+    def predict(
+        self, examples: Sequence[Mapping[str, str] | Example], *, frozen: bool = False
+    ) -> np.ndarray:
+        """The class of each example with the deltas; for tasks with label words.
+
+        Args:
+            examples: N mappings of the pattern's fields to texts, such as ``{"text": "..."}``, or
+                examples, whose labels are not looked at.
+            frozen: Predict without the deltas, for comparison.
+
+        Returns:
+            (N,) indices into the task's label words.
+
+        Raises:
+            UserError: As `logits`.
+        """
+        classes: np.ndarray = self.logits(examples, frozen=frozen).argmax(axis=1)
+        return classes
+
+    def logits(
+        self, examples: Sequence[Mapping[str, str] | Example], *, frozen: bool = False
+    ) -> np.ndarray:
+        """What the model makes of each label word; arguments as for `predict`.
+
+        Returns:
+            (N, C) float32 logits of C label words; where whole words are read, log-likelihoods.
+
+        Raises:
+            UserError: If the task has no label words, there are no examples, or one lacks a field.
+        """
+        task, arch = self.encoder.task, self.adapter.arch
+        if not isinstance(task, Task):
+            raise UserError(
+                f"only a task with label words has classes; {task.name!r} is a "
+                f"{type(task).__name__}. test() scores it."
+            )
+        listed = isinstance(examples, Sequence) and len(examples) > 0
+        if not listed or not all(isinstance(e, Mapping | Example) for e in examples):
+            given = ", ".join(f"{name!r}: ..." for name in task.fields)
+            raise UserError(
+                f"what to predict must be a list of fields such as [{{{given}}}], one a text; got "
+                f"{examples!r:.80}."
+            )
+        fields = [e.fields if isinstance(e, Example) else e for e in examples]
+        asked = task.with_splits((), (), [Example(texts, 0) for texts in fields])
+        evaluator = make_evaluator(self.encoder, arch, asked.test, None)
+        assert isinstance(evaluator, PopulationEvaluator)
+        with evaluating(arch.model):
+            return evaluator.logits(Adapter(arch) if frozen else self.adapter)
 
     def _or_test(self, examples: Sequence[Any] | None) -> Sequence[Any]:
         task = self.encoder.task

@@ -1,6 +1,7 @@
 """What listens to a run."""
 
 import json
+import signal
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from tiny import build_model
 
 from integrations import UserError, tune
-from integrations.callbacks import JSONLines, Progress, TensorBoard
+from integrations.callbacks import EndOnInterrupt, JSONLines, Progress, TensorBoard
 from integrations.history import DevScore
 from integrations.visit import Visit
 
@@ -48,6 +49,27 @@ def test_the_time_left_is_that_of_the_budget_or_of_the_limit():
 def test_what_cannot_be_called_is_refused(run, callback):
     with pytest.raises(UserError, match="callback must be a function of a Progress"):
         run(callback)
+
+
+def test_the_first_ctrl_c_ends_the_run_with_its_best_so_far(run):
+    told = []
+
+    def press(progress):
+        if progress.visit.number in (1, 3):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with EndOnInterrupt(told.append) as ending:
+        result = run([press, ending], budget=600)
+    assert (result.stopped, ending.interrupted, len(told)) == ("callback", True, 1)
+    assert len(result.history.visits) == 2
+    assert result.history.best.evaluations <= result.history.visits[-1].evaluations
+    assert signal.getsignal(signal.SIGINT) is before
+    with ending:
+        assert run(ending).stopped == "budget"
+    with pytest.raises(KeyboardInterrupt), EndOnInterrupt(told.append):  # which does not end it
+        run(press, budget=600)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_json_lines_hold_the_history(run, tmp_path):
