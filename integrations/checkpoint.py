@@ -35,7 +35,7 @@ from integrations.errors import UserError
 from integrations.history import History
 from integrations.visit import Stop
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 SHARE = 0.1
 """Most of a run's time that goes into checkpoints; generations are left out if need be."""
@@ -60,6 +60,7 @@ class RunState:
         points: The z (d,) in place in each layer that has a delta.
         chosen: The same for the deltas with the best development score.
         block_size: Candidates a forward pass; None if not chosen yet.
+        chosen_for: The most candidates for which that was chosen; None if it holds for any number.
         history: The course of the run, which says how far it is.
         budget: Evaluations of the whole run.
         seconds: Wall time without interruptions.
@@ -69,6 +70,7 @@ class RunState:
     points: Mapping[int, FloatArray]
     chosen: Mapping[int, FloatArray]
     block_size: int | None
+    chosen_for: int | None
     history: History
     budget: int
     seconds: float
@@ -101,17 +103,22 @@ class RunState:
             return found
 
         history = History.from_dict(state["history"])
-        block_size, budget, seconds = state["block_size"], state["budget"], float(state["seconds"])
+        block_size, chosen_for = state["block_size"], state["chosen_for"]
+        budget, seconds = state["budget"], float(state["seconds"])
         if not (history.scores and history.visits and math.isfinite(history.visits[-1].loss)):
             raise ValueError("the history is not that of a run")
-        if type(budget) is not int or type(block_size) not in (int, type(None)) or seconds < 0:
-            raise ValueError(f"got budget={budget!r}, block_size={block_size!r}, {seconds} seconds")
+        sizes = {type(block_size), type(chosen_for)}
+        if type(budget) is not int or not sizes <= {int, type(None)} or seconds < 0:
+            raise ValueError(
+                f"got {budget=}, {block_size=}, {chosen_for=} and {seconds} seconds",
+            )
         if state["stopped"] not in (None, "budget", "patience"):
             raise ValueError(f"it was stopped by {state['stopped']!r}")
         return cls(
             points=points(state["points"]),
             chosen=points(state["chosen"]),
             block_size=block_size,
+            chosen_for=chosen_for,
             history=history,
             budget=budget,
             seconds=seconds,
@@ -122,6 +129,12 @@ class RunState:
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds a run's state, usable or not."""
     return folder.is_dir() and any(_STATE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a run's files from a folder, and nothing else."""
+    for path in _ours(folder):
+        path.unlink(missing_ok=True)
 
 
 def require_state(optimizers: Mapping[Stop, Optimizer], name: str) -> None:
@@ -177,8 +190,19 @@ class Checkpoint:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"checkpoint must be a folder that can be written: {error}.") from None
-        self._remove_all_but(set())
+            raise _unwritable(error) from None
+        remove_run(self.folder)
+
+    def require_writable(self) -> None:
+        """Raise UserError if the folder is there and takes no files."""
+        if not self.folder.exists():
+            return
+        probe = self.folder / ".state-000000.safetensors.0.0.tmp"  # one of ours if it stays
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise _unwritable(error) from None
 
     def load(self) -> RunState | None:
         """The newest usable state, with the optimizers as they were; None if there is none.
@@ -186,7 +210,8 @@ class Checkpoint:
         Raises:
             UserError: If the state is of a run with other arguments, or no file can be used.
         """
-        states = {int(m[1]): path for path in self._files() if (m := _STATE.fullmatch(path.name))}
+        paths = _ours(self.folder)
+        states = {int(m[1]): path for path in paths if (m := _STATE.fullmatch(path.name))}
         broken: list[str] = []
         for number in sorted(states, reverse=True):
             try:
@@ -290,18 +315,19 @@ class Checkpoint:
         return optimizer
 
     def _save(self, path: Path, visits: int, **content: Any) -> None:
-        save_state(path, {"format": FORMAT, "run": self._run, "visits": visits, **content})
+        try:
+            save_state(path, {"format": FORMAT, "run": self._run, "visits": visits, **content})
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error}). Make room, and the same call goes on from "
+                "the state before."
+            ) from error
 
     def _layer_files(self, layers: Mapping[Stop, int]) -> list[str]:
         return [_layer_file(layer, visits) for layer, visits in layers.items()]
 
-    def _files(self) -> list[Path]:
-        if not self.folder.exists():
-            return []
-        return [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
-
     def _remove_all_but(self, names: set[str]) -> None:
-        for path in self._files():
+        for path in _ours(self.folder):
             if path.name not in names:
                 path.unlink(missing_ok=True)
 
@@ -314,6 +340,17 @@ def _as_folder(folder: Any) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"checkpoint must be a folder; {path} is a file.")
     return path
+
+
+def _unwritable(error: OSError) -> UserError:
+    return UserError(f"checkpoint must be a folder that can be written: {error}.")
+
+
+def _ours(folder: Path) -> list[Path]:
+    """The files in a folder that are a run's."""
+    if not folder.exists():
+        return []
+    return [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
 
 
 def _key(layer: Stop) -> str:

@@ -16,7 +16,7 @@ from integrations.batches import PromptBatch, make_batches, overhead_tokens
 from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.errors import UserError
 from integrations.memory import MB, bytes_per_token
-from integrations.objective import Score
+from integrations.objective import Score, even_share
 from integrations.onednn import use_onednn
 from integrations.patches import Patches
 from integrations.population import FAST, Speedups
@@ -49,7 +49,8 @@ class GenerationEvaluator:
 
     Attributes:
         batches: The prompts.
-        block_size: Candidates that generate at once.
+        block_size: Candidates that generate at once; None if that is still to be chosen.
+        chosen_for: The most candidates for which it was chosen; None if it holds for any number.
 
     Raises:
         UserError: If the memory limit is too little for one candidate on the longest prompt.
@@ -97,10 +98,11 @@ class GenerationEvaluator:
         fitting = pass_tokens // max(
             batch.ids.numel() + batch.rows * new_tokens for batch in self.batches
         )
-        blocks = speedups.blocks or max(1, fitting)
-        self.block_size: int | None = (
-            blocks if memory_limit is None else min(blocks, max(1, fitting))
-        )
+        self._fitting = max(1, fitting)
+        self.block_size = speedups.blocks
+        if self.block_size is not None and memory_limit is not None:
+            self.block_size = min(self.block_size, self._fitting)
+        self.chosen_for = 0 if self.block_size is None else None
 
     @property
     def pass_size(self) -> int:
@@ -108,7 +110,11 @@ class GenerationEvaluator:
         return self.block_size or 1
 
     def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
-        """Leave it: how many fit is known from the start."""
+        """Choose how many candidates generate at once: as many as fit, all about as many."""
+        count = len(candidates)
+        if self.chosen_for is not None and count > self.chosen_for:
+            self.block_size = even_share(-(-count // workers), self._fitting)
+            self.chosen_for = count
 
     def evaluate(self, layer: int, factors: LayerFactors, adapter: Adapter) -> np.ndarray:
         """Minus the mean score of each candidate for one layer: `losses` in short."""
@@ -149,7 +155,8 @@ class GenerationEvaluator:
 
     def texts(self, candidates: Candidates, adapter: Adapter) -> Iterator[list[str]]:
         """Each candidate's answer to each example; arguments as for `losses`."""
-        size = self.block_size or len(candidates)
+        self.choose_block_size(candidates, adapter)
+        size = self.pass_size
         for start in range(0, len(candidates), size):
             block = candidates[start : start + size]
             texts = [[""] * len(self.examples) for _ in range(len(block))]

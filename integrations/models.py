@@ -45,6 +45,31 @@ def require_device(kind: str) -> None:
         )
 
 
+def require_tunable(model: object) -> None:
+    """Raise UserError unless a model can be evaluated with deltas as it is."""
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"model must be a transformers PreTrainedModel or a name; got {type(model).__name__}."
+        )
+    require_device(model.device.type)
+    parameters = list(model.parameters())
+    places = {str(p.device) for p in parameters if not p.is_meta}  # meta: offloaded
+    if len(places) > 1:
+        raise UserError(
+            f"the model lies on several devices ({', '.join(sorted(places))}), and a replica has "
+            "one; load it on one of them, and give each of the others a replica with workers=..."
+        )
+    if model.dtype not in DTYPES.values():
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in {*DTYPES.values()})
+        raise UserError(f"the model is of type {model.dtype}; convert it to one of {names}.")
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            raise UserError(
+                f"{name} has a LoRA adapter of PEFT in it already; merge that into the weights "
+                "with PEFT's merge_and_unload(), or load the model without it."
+            )
+
+
 def own_device() -> str:
     """Where this process's model goes: a GPU if there is one, under torchrun that of its rank."""
     if not torch.cuda.is_available():

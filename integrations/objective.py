@@ -29,17 +29,29 @@ class Score:
     examples: int
 
 
+def even_share(candidates: int, most: int) -> int:
+    """Candidates a pass, so that few passes have at most so many, and all about as many.
+
+    A nearly empty pass can take as long as a full one.
+    """
+    passes = -(-candidates // max(1, most))
+    return -(-candidates // passes)
+
+
 class Evaluator(Protocol):
     """Says how good deltas are on a fixed set of examples.
 
     Attributes:
         arch: The frozen model.
-        block_size: Candidates in one forward pass; None if it is still to be chosen. A run that
-            goes on sets it to what it was.
+        block_size: Candidates in one forward pass; None if it is still to be chosen.
+        chosen_for: The most candidates at a time for which that was chosen; more of them make
+            `choose_block_size` choose anew. None if it holds for any number. A run that goes on
+            sets both to what they were.
     """
 
     arch: Architecture
     block_size: int | None
+    chosen_for: int | None
 
     @property
     def batches(self) -> Sequence[PromptBatch]:
@@ -50,7 +62,7 @@ class Evaluator(Protocol):
         """Candidates in one forward pass, once that is chosen."""
 
     def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
-        """Choose how many candidates go into a forward pass, unless that is known.
+        """Choose how many candidates go into a forward pass, unless that is known for so many.
 
         Args:
             candidates: P candidates.

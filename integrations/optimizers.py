@@ -82,7 +82,7 @@ def _check_size(spec: Any, dim: int) -> None:
 
 def freezes_a(spec: Any, asked: bool | None) -> bool:
     """Whether B alone is searched for: as asked, or with None as suits the optimizer."""
-    return isinstance(spec, str) and spec.lower() in FREEZE_A if asked is None else asked
+    return isinstance(spec, str) and spec.lower() in FREEZE_A if asked is None else bool(asked)
 
 
 def can_save(spec: Any, dim: int, popsize: int | None) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from integrations.architectures import Target
 from lora_kernels import Delta, Factors, apply_deltas_grouped
+from lora_kernels.tiles import MAX_RANK
 
 Members = list[tuple[Target, Factors]]
 """The targets of one module, with their factors."""
@@ -104,12 +105,18 @@ def add_deltas(members: Members) -> Callable[[Tensor, Tensor], Tensor]:
     """
     deltas = [Delta(factors, columns=target.columns) for target, factors in members]
     candidates = len(members[0][1])
+    ranks = [factors.rank for _, factors in members]
+    # Where columns lie scattered, all of a module's deltas are applied as one.
+    rank = max(ranks) if _in_one_stretch(deltas) else sum(ranks)
 
     def change(x: Tensor, y: Tensor) -> Tensor:
         if candidates == 1 and _two_products_do(x, y, deltas):
             return _add_in_place(x, y, deltas)
         inputs = x.reshape(candidates, -1, x.shape[-1])
-        (out,) = apply_deltas_grouped(inputs, (y.reshape(candidates, -1, y.shape[-1]),), deltas)
+        # Adapters from elsewhere may have ranks that no kernel of ours takes.
+        backend = "reference" if rank > MAX_RANK and x.device.type == "cuda" else None
+        outputs = (y.reshape(candidates, -1, y.shape[-1]),)
+        (out,) = apply_deltas_grouped(inputs, outputs, deltas, backend=backend)
         return out.reshape(y.shape)
 
     return change
@@ -118,8 +125,12 @@ def add_deltas(members: Members) -> Callable[[Tensor, Tensor], Tensor]:
 def _two_products_do(x: Tensor, y: Tensor, deltas: Sequence[Delta]) -> bool:
     """Whether one candidate's deltas cost least as plain products, added to y where it is."""
     quick = x.device.type == "cpu" or x.numel() <= GPU_SMALL
-    whole = not any(isinstance(delta.columns, Tensor) for delta in deltas)
-    return quick and whole and y.is_contiguous()
+    return quick and _in_one_stretch(deltas) and y.is_contiguous()
+
+
+def _in_one_stretch(deltas: Sequence[Delta]) -> bool:
+    """Whether each delta's columns lie side by side."""
+    return not any(isinstance(delta.columns, Tensor) for delta in deltas)
 
 
 def _add_in_place(x: Tensor, y: Tensor, deltas: Sequence[Delta]) -> Tensor:

@@ -131,8 +131,10 @@ def load_adapter(arch: Architecture, folder: str | Path) -> Adapter:
                     f"made for: {config.get('base_model_name_or_path')!r}."
                 )
             b = scale * b.mT[:, target.columns_on(b.device)]
-            if a.any() and b.any():
-                factors[name] = Factors(a[None].contiguous(), b[None].contiguous())
+            # Of a fused projection, most rows are other targets'.
+            own = a.any(dim=1) & b.any(dim=1)
+            if own.any():
+                factors[name] = Factors(a[own][None], b[own][None])
         if factors:
             adapter.place(layer, factors)
     if left := sorted(tensors.keys() - used):

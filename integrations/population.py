@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from integrations.adapter import Adapter
 from integrations.architectures import Architecture
+from integrations.arguments import whole_or_none
 from integrations.batches import (
     CPU_MOST_TOKENS,
     MOST_TOKENS,
@@ -45,7 +46,7 @@ from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.lanes import Lanes
 from integrations.memory import plan_memory
 from integrations.metrics import METRICS, Loss
-from integrations.objective import Score
+from integrations.objective import Score, even_share
 from integrations.onednn import use_onednn
 from integrations.packing import can_pack
 from integrations.patches import Patches
@@ -80,6 +81,9 @@ class Speedups:
     blocks: int | None = None
     side_by_side: bool = True
     onednn: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", whole_or_none("blocks", self.blocks))
 
 
 FAST = Speedups()
@@ -151,6 +155,7 @@ class PopulationEvaluator:
         )
         one_at_a_time = any(target.reused for target in arch.targets[0].values())
         self.block_size = 1 if one_at_a_time else speedups.blocks
+        self.chosen_for = 0 if self.block_size is None else None
         largest = max(batch.tokens for batch in self.batches)
         self._most_on_cpu = max(1, CPU_MOST_TOKENS // largest)
         self._most_candidates = min(
@@ -220,11 +225,11 @@ class PopulationEvaluator:
 
         most = self._most_candidates // size if self.speedups.side_by_side else 1
         self._lanes.run(run, -(-count // size), most)
-        return self.loss(self._of_examples(logits), torch.from_numpy(self.labels)).numpy()
+        return self.loss(self._of_examples(logits), torch.tensor(self.labels)).numpy()
 
     @torch.inference_mode()
     def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
-        """Choose how many candidates go into a forward pass, unless that is known or there is one.
+        """Choose how many candidates go into a forward pass, unless that is known for so many.
 
         On a CPU they are as many as fill it, so that the same seed gives the same run; on other
         devices they are measured.
@@ -235,15 +240,16 @@ class PopulationEvaluator:
             workers: Who share the candidates out; no block is larger than a share.
         """
         count = len(candidates)
-        if self.block_size is not None or count == 1:
+        if self.chosen_for is None or count <= max(1, self.chosen_for):
             return
         share = -(-count // workers)
         if self.arch.model.device.type == "cpu":
             most = min(self._most_candidates, self._most_on_cpu)
-            self.block_size = _even_share(share, -(-share // most))
+            self.block_size = even_share(share, most)
         else:
             typical = candidates[:share].typical(self.arch)
             self.block_size = self._measure_block_size(typical, adapter)
+        self.chosen_for = count
 
     @property
     def pass_size(self) -> int:
@@ -273,12 +279,13 @@ class PopulationEvaluator:
     def loss_in_place(self, adapter: Adapter) -> float:
         """Loss with the deltas in place."""
         logits = torch.from_numpy(self.logits(adapter))
-        return float(self.loss(logits, torch.from_numpy(self.labels)))
+        return float(self.loss(logits, torch.tensor(self.labels)))
 
     def score(self, adapter: Adapter, progress: Callable[[int, int], None] | None = None) -> Score:
         """Metric and loss with the deltas in place; see `integrations.objective.Evaluator`."""
         logits = self.logits(adapter, progress)
-        loss = float(self.loss(torch.from_numpy(logits), torch.from_numpy(self.labels)))
+        # Copies: a loss of one's own may change what it is given.
+        loss = float(self.loss(torch.tensor(logits), torch.tensor(self.labels)))
         score = float(self.metric(self.labels, logits.argmax(axis=1)))
         return Score(score, loss, self.examples)
 
@@ -345,7 +352,7 @@ class PopulationEvaluator:
         passes = [fewest, *(-(-count // block) for block in blocks)]
         best, best_time = 1, float("inf")
         for n in dict.fromkeys(n for n in passes if n >= fewest):
-            size = _even_share(count, n)
+            size = -(-count // n)
             block = candidates[:size]
             try:
                 seconds = n * min(self._seconds(number, block, adapter) for _ in range(2))
@@ -363,11 +370,6 @@ class PopulationEvaluator:
         logits = self._logits(self.arch, number, block, adapter, SharedBase())
         logits.sum().item()  # reading a value waits for the device
         return time.perf_counter() - start
-
-
-def _even_share(candidates: int, passes: int) -> int:
-    """Candidates a pass, all about as many: a nearly empty pass can take as long as a full one."""
-    return -(-candidates // passes)
 
 
 def keep_label_words(patches: Patches, output: nn.Module, label_ids: Tensor) -> None:

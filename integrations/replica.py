@@ -72,7 +72,7 @@ class Replica:
         """Losses of the chosen candidates, as `PopulationEvaluator.losses` gives them."""
         self._place(share.placed)
         candidates = self._candidates(share.layers, share.z)
-        self.evaluator.block_size = share.block_size
+        self.evaluator.block_size, self.evaluator.chosen_for = share.block_size, None
         return self.evaluator.losses(candidates[share.chosen], self.adapter)
 
     def pass_size(
@@ -83,7 +83,8 @@ class Replica:
         workers: int,
     ) -> int:
         """How many of z (P, d) go into a forward pass, see `PopulationEvaluator`."""
-        if self.evaluator.block_size is None:
+        known_for = self.evaluator.chosen_for
+        if known_for is not None and len(z) > known_for:
             self._place(placed)
             candidates = self._candidates(layers, z)
             self.evaluator.choose_block_size(candidates, self.adapter, workers)

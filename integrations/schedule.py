@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -208,10 +209,14 @@ def choose_layers(layers: Sequence[int] | str | None, count: int) -> tuple[int, 
         if layers != "all":
             raise UserError(f"layers must be indices or 'all'; got {layers!r}.")
         return tuple(range(count))
+    try:
+        layers = [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise UserError(f"layers must be indices or 'all'; got {layers!r}.") from None
     for layer in layers:
         if not -count <= layer < count:
             raise UserError(f"layers has {layer}, but the model has layers 0 to {count - 1}.")
-    chosen = tuple(int(layer) % count for layer in layers)
+    chosen = tuple(layer % count for layer in layers)
     if not chosen or len(set(chosen)) != len(chosen):
         raise UserError(f"layers must name one or more layers once each; got {list(layers)!r}.")
     return chosen

@@ -45,6 +45,7 @@ class Selection:
             points=self.search.placed,
             chosen=self.chosen,
             block_size=self.search.evaluator.block_size,
+            chosen_for=self.search.evaluator.chosen_for,
             history=self.history,
             budget=self.search.budget,
             seconds=self.seconds,
@@ -64,6 +65,7 @@ class Selection:
             )
         self.search.restore(state.points, state.history.visits)
         self.search.evaluator.block_size = state.block_size
+        self.search.evaluator.chosen_for = state.chosen_for
         self.history, self.chosen = state.history, state.chosen
         self.started = time.perf_counter() - state.seconds
         if state.stopped != "budget" or self.search.left <= 0:  # else the budget was raised

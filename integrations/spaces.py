@@ -260,6 +260,12 @@ def _measure_targets(
 
                 patches.after(target.module, record)
         _run_all(patches, arch, batches, current)
+    for (index, name), total in sums.items():
+        if not np.isfinite(total).all():
+            raise UserError(
+                f"what goes through {arch.targets[index][name].path} of the frozen model is not "
+                "finite; load it in a type that does not overflow, such as bfloat16 or float32."
+            )
     return [
         {
             name: TargetScale(

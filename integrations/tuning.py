@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,14 +12,16 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from integrations.architectures import describe
+from integrations.arguments import positive, real, whole, whole_or_none
 from integrations.callbacks import Callback, Progress, as_callback
 from integrations.checkpoint import Checkpoint, require_state
 from integrations.errors import UserError
 from integrations.evaluators import make_encoder, make_evaluator
 from integrations.fingerprint import fingerprint
+from integrations.history import History
 from integrations.metrics import Loss, loss_name
 from integrations.model_names import portable_name
-from integrations.models import load_model, require_device
+from integrations.models import load_model, require_tunable
 from integrations.optimizers import freezes_a, make_optimizers, optimizer_name
 from integrations.patches import evaluating
 from integrations.population import FAST, Speedups
@@ -35,9 +35,8 @@ from integrations.spaces import make_spaces
 from integrations.tasks import AnyTask, load_task
 from integrations.tasks.loading import own_task
 from integrations.tasks.text import TextTask
+from integrations.visit import Visit
 from integrations.workers import Fleet, Workers, as_workers
-
-MOST = 2**63  # what generators and counters take
 
 
 def tune(
@@ -142,7 +141,7 @@ def tune(
         speedups: Which of the evaluator's six steps to take. How many candidates go into one
             forward pass can change the last digit of a loss, and where it is measured, on a GPU,
             it can be another in another run; what ``settings["block_size"]`` says, given as
-            ``Speedups(blocks=...)``, repeats a run exactly.
+            ``Speedups(blocks=...)``, repeats a run exactly whose batches do not grow.
         workers: Who evaluates candidates, each with a replica of the model: a number of processes
             of this machine, or ``"ray"``, ``"ray://host:port"`` or `RayWorkers` for a Ray cluster;
             None for this process alone. With the same ``blocks`` a loss is the same whoever
@@ -167,26 +166,19 @@ def tune(
         if tokenizer is not None:
             raise UserError("tokenizer has no effect on a model given by name; pass the model too.")
         model, tokenizer = load_model(model)
-    if not isinstance(model, PreTrainedModel):
-        raise UserError(
-            f"model must be a transformers PreTrainedModel or a name; got {type(model).__name__}."
-        )
-    require_device(model.device.type)
+    require_tunable(model)
+    if not isinstance(targets, Sequence):
+        raise UserError(f"targets must be a list such as ['q', 'v']; got {targets!r}.")
     arch = describe(model, tuple(targets))
     chosen = choose_layers(layers, len(arch.layers))
-    budget = _whole("budget", budget, 1)
-    if seconds is not None and not seconds > 0:
-        raise UserError(f"seconds must be positive; got {seconds!r}.")
-    seconds, init_std = _real(seconds), _real(init_std)
-    popsize = None if popsize is None else _whole("popsize", popsize, 1)
-    max_length = None if max_length is None else _whole("max_length", max_length, 1)
-    dev_every = _whole("dev_every", dev_every, 1)
-    patience = None if patience is None else _whole("patience", patience, 1)
-    rank, dim, seed = _whole("rank", rank, 1), _whole("dim", dim, 1), _whole("seed", seed, 0)
-    if memory_limit is not None:
-        memory_limit = _whole("memory_limit", memory_limit, 1)
+    seconds, init_std = positive("seconds", seconds), real(init_std)
+    budget, dev_every = whole("budget", budget), whole("dev_every", dev_every)
+    rank, dim, seed = whole("rank", rank), whole("dim", dim), whole("seed", seed, least=0)
+    popsize, patience = whole_or_none("popsize", popsize), whole_or_none("patience", patience)
+    max_length = whole_or_none("max_length", max_length)
+    memory_limit = whole_or_none("memory_limit", memory_limit)
     listener = as_callback(callback)
-    freeze_a = freezes_a(optimizer, freeze_a)
+    freeze_a, incumbent = freezes_a(optimizer, freeze_a), bool(incumbent)
     plan = make_schedule(schedule, chosen, len(arch.layers))
     size = coordinates(plan, dim)
     optimizers = make_optimizers(optimizer, plan.stops, size, seed, budget, popsize)
@@ -225,6 +217,8 @@ def tune(
         same = fingerprint(settings, speedups, model, encoder, optimizers)
         saved = Checkpoint(checkpoint, same, budget, optimizers, dict.fromkeys(chosen, dim))
         state = saved.load() if resume else None
+        if state is None or state.stopped is None or budget > state.budget:
+            saved.require_writable()
     started = time.perf_counter()
     with evaluating(model), ExitStack() as stack:
         evaluator = make_evaluator(encoder, arch, task.train, loss, speedups, memory_limit)
@@ -284,10 +278,11 @@ def _run(
         visit = search.visit()
         history.visits.append(visit)
         end = None if search.left > 0 else "budget"
-        new_dev = bool(end) or selection.unseen >= dev_every
+        # Before patience ends a run, what is in place may turn out to be the best.
+        new_dev = bool(end) or selection.unseen >= dev_every or _waited(history, visit, patience)
         if new_dev:
             selection.look()
-        if patience is not None and visit.evaluations - history.best.evaluations >= patience:
+        if _waited(history, visit, patience):
             end = end or "patience"
         progress = Progress(
             visit=visit,
@@ -302,14 +297,17 @@ def _run(
             paused = "callback"
         elif selection.seconds >= seconds:
             paused = "seconds"
-        if end and selection.unseen:
-            selection.look()
         if saved is not None:
             # What is paused can go on, so the look below is no part of its state.
             saved.write(selection.state(end), at_once=bool(end or paused))
     if selection.unseen:
         selection.look()
     return ended_by
+
+
+def _waited(history: History, visit: Visit, patience: int | None) -> bool:
+    """Whether as many evaluations as patience allows have passed since the best look."""
+    return patience is not None and visit.evaluations - history.best.evaluations >= patience
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -329,19 +327,3 @@ def _check_task(task: AnyTask) -> None:
                 f"task {task.name!r} has no {split} examples; give it some with with_splits(), or "
                 "use load_task()."
             )
-
-
-def _real(value: Any) -> Any:
-    """A real number as Python's own, numpy's included; anything else as it is."""
-    return float(value) if isinstance(value, numbers.Real) else value
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least so much, numpy's included."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if not least <= number < MOST:
-        raise UserError(f"{name} must be a whole number of {least} or more; got {value!r}.")
-    return number

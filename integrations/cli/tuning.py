@@ -12,7 +12,7 @@ import typer
 from transformers import PreTrainedModel
 
 from integrations.callbacks import Callback, Progress, TensorBoard
-from integrations.checkpoint import holds_run
+from integrations.checkpoint import holds_run, remove_run
 from integrations.cli.config import command_line, require_no_other, write_config, writer_of
 from integrations.cli.options import (
     DELTAS,
@@ -299,6 +299,8 @@ def _run(
 
         def keep_options(progress: Progress) -> None:
             if watch.generations == 0:
+                if not settings.get("checkpoint"):
+                    remove_run(folder / CHECKPOINT)  # of a run that this one replaces
                 write_config(ctx, folder)
 
         result = tune_model(

@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,23 @@ def test_a_measured_block_size_is_kept(start, tmp_path, monkeypatch):
     start(speedups=Speedups(), checkpoint=tmp_path, callback=ends(2))
     assert start(speedups=Speedups(), checkpoint=tmp_path).settings["block_size"] == 2
     assert next(sizes) == 1
+
+
+def test_how_many_candidates_a_block_was_chosen_for_is_kept(start, tmp_path, monkeypatch):
+    """Else a first small batch would choose another, and the last digits would differ."""
+    arguments = {"speedups": Speedups(), "popsize": 25, "budget": 60, "checkpoint": tmp_path}
+    start(**arguments, callback=ends(1))
+    asked, own = [], PopulationEvaluator.choose_block_size
+
+    def choose(self, candidates, adapter, workers=1):
+        asked.append((len(candidates), self.chosen_for, self.block_size))
+        own(self, candidates, adapter, workers)
+
+    monkeypatch.setattr(PopulationEvaluator, "choose_block_size", choose)
+    start(**arguments)
+    (first, chosen_for, block_size), *_ = asked
+    assert (chosen_for, block_size) == (20, 5)  # five fireworks' sparks; 512 tokens hold five
+    assert first < chosen_for
 
 
 def test_patience_counts_across_an_interruption(start, tmp_path):
@@ -459,6 +477,43 @@ class Gaussian:
 
     def tell(self, points, losses):
         pass
+
+
+def test_a_folder_that_takes_no_files_is_told_before_any_work(start, tmp_path, monkeypatch):
+    def refuse(self, *arguments, **settings):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    start(checkpoint=tmp_path, callback=ends(2))
+    monkeypatch.setattr(PopulationEvaluator, "logits", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(Path, "touch", refuse)
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r"a folder that can be written: .*Permission denied"):
+            start(checkpoint=tmp_path, resume=resume)
+
+
+def test_a_finished_run_needs_no_room(start, tmp_path, monkeypatch):
+    result = start(checkpoint=tmp_path)
+    monkeypatch.setattr(Path, "touch", lambda _: pytest.fail("it was written to"))
+    assert outcome_of(start(checkpoint=tmp_path)) == outcome_of(result)
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_state_before(
+    start, alone, tmp_path, monkeypatch
+):
+    saves = []
+
+    def full(path, state):
+        saves.append(path)
+        if len(saves) == 5:
+            raise OSError(28, "No space left on device")
+        return dfo_core.save_state(path, state)
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    with pytest.raises(
+        UserError, match=r"safetensors cannot be written \(.*No space left .*same c"
+    ):
+        start(checkpoint=tmp_path)
+    assert outcome_of(start(checkpoint=tmp_path)) == alone()
 
 
 def test_a_checkpoint_must_be_a_folder(start, tmp_path):

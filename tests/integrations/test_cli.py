@@ -239,6 +239,18 @@ def test_an_optimizer_that_cannot_be_saved_replaces_no_earlier_run(
     assert dfo_lora(*own, "--overwrite")[0] == 0
 
 
+def test_a_run_without_checkpoint_replaces_one_with(dfo_lora, tune_arguments, own_module):
+    """Else the first command, given again, would bring the replaced run back."""
+    folder = own_module()
+    first = tune_arguments(out=folder / "run", budget=10)
+    assert dfo_lora(*first)[0] == 0
+    own = tune_arguments(out=folder / "run", budget=5, optimizer="own_optimizer:make")
+    assert dfo_lora(*own, "--overwrite")[0] == 0
+    status, _, err = dfo_lora(*first)
+    assert status == 2
+    assert "--overwrite" in err
+
+
 def test_ctrl_c_ends_the_run_with_what_it_has(dfo_lora, tune_arguments, own_module):
     folder = own_module(interrupt_at=2)
     handler = signal.getsignal(signal.SIGINT)

@@ -111,9 +111,28 @@ def test_blocks_and_padding_change_nothing(family, evaluator_of):
         assert list(evaluator.texts(LayerCandidates(2, candidates), adapter)) == expected
 
 
+def test_a_block_leaves_something_for_each_worker(evaluator_of):
+    arch = describe(build_model("llama"))
+    evaluator = evaluator_of(arch)
+    candidates = LayerCandidates(2, random_factors(arch, 2, 10))
+    for count, workers, size in ((4, 4, 1), (10, 4, 3), (10, 1, 3)):
+        evaluator.choose_block_size(candidates[:count], random_adapter(arch), workers)
+        assert evaluator.pass_size == size  # the last are no more than before
+    evaluator = evaluator_of(arch, speedups=Speedups(blocks=7))
+    evaluator.choose_block_size(candidates, random_adapter(arch), 4)
+    assert evaluator.pass_size == 7
+
+
 def test_a_memory_limit_cuts_blocks_and_one_that_is_too_little_says_what_is_needed(evaluator_of):
     arch = describe(build_model("llama"))
-    assert evaluator_of(arch, memory_limit=200_000).block_size < evaluator_of(arch).block_size
+    candidates = LayerCandidates(2, random_factors(arch, 2, 40))
+    sizes = []
+    for limit in (200_000, None):
+        evaluator = evaluator_of(arch, memory_limit=limit)
+        evaluator.choose_block_size(candidates, random_adapter(arch))
+        sizes.append(evaluator.pass_size)
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1]
     with pytest.raises(UserError, match=r"memory_limit of 0\.0 MB is too little: .* max_new_tok"):
         evaluator_of(arch, memory_limit=5_000)
 

@@ -54,6 +54,17 @@ def test_deltas_in_place_by_either_way(family, small, monkeypatch):
     assert losses(build_model(family).cuda(), 2) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_an_adapter_of_a_rank_that_no_kernel_takes(family, monkeypatch):
+    monkeypatch.setattr("integrations.patches.GPU_SMALL", 0)
+    found = []
+    for model in (build_model(family), build_model(family).cuda()):
+        arch = describe(model)
+        evaluator = make_evaluator(arch)
+        found.append(evaluator.logits(random_adapter(arch, rank=80)))
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
     expected = losses(build_model("llama"), 2)

@@ -45,7 +45,7 @@ class UniformEvaluator:
     """The naive loop: one candidate and batch after the other."""
 
     def __init__(self, arch, prompts):
-        self.arch, self.block_size = arch, 1
+        self.arch, self.block_size, self.chosen_for = arch, 1, None
         self.batches = make_batches(prompts, 0, arch.kind, arch.model.device)
 
     @torch.inference_mode()

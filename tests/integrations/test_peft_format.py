@@ -88,6 +88,14 @@ def test_we_load_what_we_save(family, targets, tmp_path):
         assert found[key] == pytest.approx(delta, abs=1e-6)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bloom"])
+def test_of_a_fused_projection_each_target_gets_its_own_rows(family, tmp_path):
+    arch = describe(build_model(family))
+    save_adapter(random_adapter(arch), tmp_path, rank=4)
+    for factors in load_adapter(arch, tmp_path).factors:
+        assert {f.rank for f in factors.values()} == {4}
+
+
 def test_an_adapter_without_deltas(tmp_path):
     arch = describe(build_model("llama"))
     save_adapter(Adapter(arch), tmp_path, rank=4)

@@ -118,6 +118,37 @@ def test_on_a_cpu_blocks_fill_512_tokens_evenly(tokens, population, workers, siz
     assert evaluator.block_size == size
 
 
+def test_more_candidates_than_before_are_shared_out_anew():
+    evaluator = make_evaluator(describe(build_model("llama")), lengths=[20, 20])
+    candidates = LayerCandidates(1, random_factors(evaluator.arch, 1, 20))
+    for count, size in ((2, 2), (9, 9), (20, 10), (3, 10)):  # a few first, as LoTFWA's places are
+        evaluator.choose_block_size(candidates[:count], Adapter(evaluator.arch))
+        assert evaluator.block_size == size
+    evaluator.block_size, evaluator.chosen_for = 4, None  # as it was said
+    evaluator.choose_block_size(candidates, Adapter(evaluator.arch))
+    assert evaluator.block_size == 4
+
+
+@pytest.mark.parametrize("blocks", [0, -1, 2.5, "all"])
+def test_blocks_are_whole_numbers(blocks):
+    with pytest.raises(UserError, match="blocks must be a whole number of 1 or more; got"):
+        Speedups(blocks=blocks)
+
+
+def test_a_loss_that_works_in_place_leaves_the_labels_alone():
+    def hinge(logits, labels):
+        signs = labels.mul_(2).sub_(1)
+        return (1 - signs * logits.sub_(1)[..., 0]).double().mean(-1)
+
+    arch = describe(build_model("llama"))
+    evaluator = make_evaluator(arch, loss=hinge)
+    labels, adapter = evaluator.labels.copy(), random_adapter(arch)
+    first = evaluator.score(adapter)
+    assert evaluator.score(adapter) == first
+    evaluator.evaluate(1, random_factors(arch, 1, 3), adapter)
+    assert np.array_equal(evaluator.labels, labels)
+
+
 @pytest.fixture
 def elsewhere(monkeypatch):
     """An evaluator and candidates of a model that says it is on a GPU; the test has the clock."""
@@ -168,6 +199,7 @@ def test_measured_passes_share_the_population_evenly(time, measured, best, elsew
     assert evaluator.block_size == best
     evaluator.choose_block_size(candidates[:9], Adapter(evaluator.arch))
     assert evaluator.block_size == best  # measured once
+    assert list(dict.fromkeys(sizes)) == measured
 
 
 def test_a_block_that_does_not_fit_has_lost(elsewhere):
@@ -452,7 +484,7 @@ def test_a_memory_limit_cuts_batches_and_blocks_and_leaves_the_losses(family, st
     for limit in (None, 2_000_000, 200_000):
         passes.clear()
         evaluator = make_evaluator(arch, speedups=STEPS[steps], memory_limit=limit)
-        evaluator.block_size = 6
+        evaluator.block_size, evaluator.chosen_for = 6, None
         assert evaluator.evaluate(1, candidates, adapter) == pytest.approx(expected, abs=1e-5)
         widest.append(max(passes))
     assert widest == sorted(widest, reverse=True)

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy as np
 import peft
@@ -279,6 +280,21 @@ def test_patience_ends_a_run_without_better_development_scores(run):
     assert 50 <= result.history.visits[-1].evaluations < 60
 
 
+def test_patience_looks_before_it_ends_a_run(run, monkeypatch):
+    """What no look has seen yet may be the best."""
+    looks = []
+    own = Scorer.__call__
+
+    def better_each_time(self, *arguments):
+        looks.append(own(self, *arguments))
+        return replace(looks[-1], score=len(looks) / 1000)
+
+    monkeypatch.setattr(Scorer, "__call__", better_each_time)
+    result = run(budget=100, patience=20, dev_every=50)
+    assert (result.stopped, result.history.best.evaluations) == ("budget", 100)
+    assert 4 <= len(looks) - 1 <= 6  # one each time that patience would have ended it
+
+
 def test_without_patience_the_budget_ends_it(run):
     result = run(init="normal", init_std=1e-30, budget=80, patience=None)
     assert result.stopped == "budget"
@@ -391,6 +407,10 @@ class NoTell:
         ({"budget": 10.5}, "budget must be a whole number of 1 or more; got 10.5"),
         ({"seconds": 0}, "seconds must be positive; got 0"),
         ({"seconds": float("nan")}, "seconds must be positive; got nan"),
+        ({"seconds": "60"}, "seconds must be positive; got '60'"),
+        ({"layers": 3}, "layers must be indices or 'all'; got 3"),
+        ({"layers": [0.5]}, r"layers must be indices or 'all'; got \[0.5\]"),
+        ({"targets": None}, r"targets must be a list such as \['q', 'v'\]; got None"),
         ({"dev_every": 0}, "dev_every must be a whole number of 1 or more"),
         ({"patience": 0}, "patience must be a whole number of 1 or more"),
         ({"popsize": 1}, "popsize"),
@@ -441,6 +461,31 @@ def test_what_is_no_model_at_all(toy_task, word_tokenizer):
         tune("name", toy_task, tokenizer=word_tokenizer("causal"))
     with pytest.raises(UserError, match=re.escape("model 'no/such/model' cannot be loaded")):
         tune("no/such/model", toy_task)
+
+
+def test_a_model_of_another_type_or_with_deltas_in_it_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"is of type torch\.float64; convert it to one of"):
+        run(build_model("llama", **SMALL).double(), checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    model = build_model("llama", **SMALL)
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), model)
+    with pytest.raises(UserError, match="q_proj has a LoRA adapter of PEFT in it already; merge"):
+        run(model)
+
+
+def test_a_model_on_several_devices_is_refused(run):
+    model = build_model("llama", **SMALL)
+    there = [SimpleNamespace(device=torch.device("cuda", i), is_meta=i > 1) for i in range(3)]
+    model.parameters = lambda *_: iter(there)  # offloaded ones are on none
+    with pytest.raises(UserError, match=r"lies on several devices \(cuda:0, cuda:1\)"):
+        run(model)
+
+
+def test_a_model_that_overflows_within_is_refused(run):
+    model = build_model("llama", **SMALL)
+    model.get_input_embeddings().weight.data.fill_(float("inf"))
+    with pytest.raises(UserError, match=r"goes through .*layers.0.self_attn.q_proj .* is not fini"):
+        run(model)
 
 
 def test_a_model_whose_losses_overflow_is_refused(run):
@@ -524,6 +569,36 @@ def test_numpy_s_numbers_are_numbers_too(run, tmp_path):
     settings = json.loads((tmp_path / "dfo_lora.json").read_text())["settings"]
     assert [settings[name] for name in ("rank", "popsize", "max_length")] == [2, 5, 40]
     assert (settings["init_std"], settings["seconds"]) == (0.5, 60)
+
+
+def test_numpy_s_truths_are_truths_too(run, tmp_path):
+    result = run(budget=10, freeze_a=np.True_, incumbent=np.False_, speedups=Speedups(np.True_))
+    result.save(tmp_path)
+    settings = json.loads((tmp_path / "dfo_lora.json").read_text())["settings"]
+    assert (settings["freeze_a"], settings["incumbent"]) == (True, False)
+    assert Speedups(blocks=np.int64(4)).blocks.__class__ is int
+
+
+def test_new_texts_are_predicted(run, family, toy_task, word_tokenizer):
+    model = build_model(family, **SMALL)
+    result = run(model)
+    texts = [example.fields for example in toy_task.test]
+    tuned, zero_shot = result.logits(texts), result.logits(toy_task.test, frozen=True)
+    prompts = result.encoder.encode(toy_task.test)
+    expected = label_logits(model, prompts, result.encoder.label_ids).numpy()
+    assert zero_shot == pytest.approx(expected, abs=1e-4)
+    assert np.abs(tuned - zero_shot).max() > 1e-3
+    predicted = result.predict(texts)
+    assert predicted.tolist() == tuned.argmax(axis=1).tolist()
+    labels = [example.label for example in toy_task.test]
+    assert np.mean(predicted == labels) == result.test().score
+    with pytest.raises(UserError, match="test example 0 has no field 'text'"):
+        result.predict([{"review": "the film"}])
+    for wrong in ([], "the film", ["the film"], {"text": "the film"}):
+        with pytest.raises(
+            UserError, match=r"list of fields such as \[\{'text': \.\.\.\}\], one a"
+        ):
+            result.predict(wrong)
 
 
 def test_a_class_of_the_users_own_is_an_optimizer(run):
