@@ -106,10 +106,11 @@ def infer_dim(dim: int | None, x0: Any, bounds: Any) -> int:
     if x0 is not None:
         return as_vector("x0", x0).size
     if bounds is not None:
-        for half in _halves(bounds):
-            size = 1 if half is None else np.ndim(half)
-            if half is not None and size == 1:
-                return int(np.size(half))
+        sizes = [
+            np.size(half) for half in _halves(bounds) if half is not None and np.ndim(half) == 1
+        ]
+        if sizes:
+            return int(max(sizes))
     raise ValueError(
         "the dimension is unknown: give dim, x0, or bounds with one limit a coordinate"
     )

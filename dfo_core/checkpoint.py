@@ -60,7 +60,8 @@ class Checkpoint:
         objective.set_state(state["objective"])
 
     def write(self, opt: Optimizer, objective: Objective) -> None:
-        """Replace the file by one with the present state."""
+        """Replace the file by one with the present state; its folder is made if it is missing."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         state = {"arguments": self._arguments, "objective": objective.get_state()}
         save_state(self._path, {**state, "optimizer": opt.state_dict()})
 
@@ -73,8 +74,10 @@ def _describe(value: Any, numbers: bool) -> str:
         value = (value.lb, value.ub)
     if isinstance(value, Box):
         value = (value.lower, value.upper)
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if hasattr(value, "__array__"):  # torch's and pandas' text would leave numbers out
+        value = np.asarray(value).tolist()
+    if isinstance(value, (list, tuple)):
         return repr([_describe(item, numbers) for item in value])
     if numbers and isinstance(value, Real):
         return repr(float(value))
-    return repr(value.item() if isinstance(value, np.generic) else value)
+    return repr(value)

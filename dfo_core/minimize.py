@@ -113,7 +113,7 @@ def minimize(
         raise ValueError("vectorized=True evaluates a batch in one call; leave out the executor")
     says_dim = any(given is not None for given in (dim, x0, bounds))
     factory = is_factory(method)
-    if budget is None and says_dim and not hasattr(method, "ask") and not factory:
+    if budget is None and says_dim and not _is_built(method) and not factory:
         # Before it is built, as some methods plan with their budget.
         budget = BUDGET_PER_DIMENSION * infer_dim(dim, x0, bounds)
     opt = as_optimizer(
@@ -137,6 +137,8 @@ def minimize(
         arguments |= {"sigma0": sigma0, "popsize": popsize}
         saved = Checkpoint(Path(checkpoint), arguments)
         saved.resume(opt, objective)
+        if not opt.stop():
+            saved.write(opt, objective)  # what cannot be written is told before any work
 
     stopped: dict[str, Any] = {}
     try:
@@ -163,9 +165,14 @@ def minimize(
 def _with_budget(factory: Callable[[int, Any], Any], d: int, seed: Any) -> Any:
     """What a factory returns, with the default budget if that has still to be built."""
     made = factory(d, seed)
-    if hasattr(made, "ask"):
+    if _is_built(made):
         return made
     return as_optimizer(made, dim=d, budget=BUDGET_PER_DIMENSION * d)
+
+
+def _is_built(method: Any) -> bool:
+    """Whether something is an optimizer, and no class or name of one."""
+    return hasattr(method, "ask") and not isinstance(method, type)
 
 
 def _wants_to_stop(callback: Callable[[Result], Any], result: Result) -> bool:

@@ -71,7 +71,7 @@ class Optimizer(ABC):
         target: float | None = None,
     ) -> None:
         self.dim = as_positive_int("dim", dim)
-        self.budget = None if budget is None else as_positive_int("budget", budget)
+        self.budget = budget
         self.target = None if target is None else float(target)
         self.rng = np.random.default_rng(seed)
         # The current batch: candidate i has id _first_id + i, and counts as told once _told[i].
@@ -85,6 +85,15 @@ class Optimizer(ABC):
         self._nfev = 0
         self._nit = 0
         self._n_invalid = 0
+
+    @property
+    def budget(self) -> int | None:
+        """Largest number of evaluations; None for no limit."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, budget: int | None) -> None:
+        self._budget = None if budget is None else as_positive_int("budget", budget)
 
     # -- what an algorithm writes ------------------------------------------------------------
 

@@ -91,6 +91,7 @@ def as_optimizer(
         ImportError: If a library is missing; says what to install.
     """
     arguments = {"x0": x0, "bounds": bounds, "popsize": popsize, "sigma0": sigma0, "seed": seed}
+    budget = None if budget is None else as_positive_int("budget", budget)
     limits: dict[str, Any] = {"budget": budget, "target": target}
     if isinstance(obj, str):
         return _from_name(obj, dim, arguments, limits)
@@ -159,7 +160,7 @@ def _from_object(
     if isinstance(obj, Optimizer):
         take()
         if limits["budget"] is not None:
-            obj.budget = as_positive_int("budget", limits["budget"])
+            obj.budget = limits["budget"]
         if limits["target"] is not None:
             obj.target = float(limits["target"])
         return obj

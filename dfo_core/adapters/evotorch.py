@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +69,12 @@ class EvotorchOptimizer(ForeignOptimizer):
             raise ValueError('losses are minimised: build the state with objective_sense="min"')
         super().__init__(center.numel(), seed=seed, budget=budget, target=target)
         self.popsize = as_positive_int("popsize", popsize, minimum=2)
+        if method == "cem" and self.popsize * state.parenthood_ratio < 2:
+            raise ValueError(
+                "popsize must leave two parents, whose spread is taken: with a parenthood_ratio of "
+                f"{state.parenthood_ratio:g} at least {math.ceil(2 / state.parenthood_ratio)}; got "
+                f"{popsize}"
+            )
         if getattr(state, "symmetric", False) and self.popsize % 2:
             raise ValueError(f"popsize must be even for symmetric pgpe; got {popsize}")
         self._ask = getattr(functional, f"{method}_ask")

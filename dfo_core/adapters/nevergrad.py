@@ -135,15 +135,14 @@ class NevergradOptimizer(ForeignOptimizer):
             workers = 1 if popsize is None else as_positive_int("popsize", popsize)
             if getattr(method, "no_parallelization", False):
                 workers = 1
-            optimizer = method(array, budget=budget, num_workers=workers)
+            try:
+                optimizer = method(array, budget=budget, num_workers=workers)
+            except AssertionError as error:
+                raise _needs_budget(method, budget, error) from error
         try:
             return cls(optimizer, seed=rng, budget=budget, target=target)
         except AssertionError as error:
-            if budget is not None:
-                raise
-            raise ValueError(
-                f"nevergrad's {optimizer.name} plans with its budget: give budget=..."
-            ) from error
+            raise _needs_budget(method, budget, error) from error
 
     def _sample(self) -> FloatArray:
         n = self.popsize
@@ -167,6 +166,14 @@ class NevergradOptimizer(ForeignOptimizer):
                 f"generation of {len(x)} candidates; drive it through this adapter alone, or use "
                 'pycma itself: as_optimizer("pycma", ...)'
             )
+
+
+def _needs_budget(method: Any, budget: int | None, error: Exception) -> Exception:
+    """What to raise in place of an assertion of nevergrad's, which a budget would have met."""
+    if budget is not None:
+        return error
+    name = getattr(method, "name", None) or getattr(method, "__name__", method)
+    return ValueError(f"nevergrad's {name} plans with its budget: give budget=... ({error})")
 
 
 def _inner_es(optimizer: Any, through: Collection[str]) -> Any:

@@ -132,7 +132,10 @@ class OptunaOptimizer(ForeignOptimizer):
         )
 
     def _sample(self) -> FloatArray:
-        self._asked = [self._study.ask(self._parameters) for _ in range(self.popsize)]
+        # Trials that a budget leaves no room for would stay unfinished in the caller's study.
+        left = self.popsize if self.budget is None else self.budget - self._nfev
+        n = min(self.popsize, left)
+        self._asked = [self._study.ask(self._parameters) for _ in range(n)]
         return np.array(
             [[trial.params[name] for name in self._parameters] for trial in self._asked]
         )
@@ -149,6 +152,8 @@ def _sampler(optuna: Any, name: str, dim: int, popsize: int | None, seed: Any) -
     """Build the sampler of that name with those of the arguments that it has."""
     require_known("optuna", name, METHODS, f"Known are {', '.join(METHODS)}")
     options: dict[str, Any] = {"seed": draw_seed(np.random.default_rng(seed))}
+    if popsize is not None and (name == "CmaEs" or name.startswith("NSGA")):
+        popsize = as_positive_int("popsize", popsize, minimum=2)
     if name == "CmaEs":
         if dim == 1:
             raise ValueError(

@@ -64,6 +64,8 @@ def test_what_does_not_fit_is_refused():
         as_optimizer("evotorch:snes", 3)
     with pytest.raises(ValueError, match="bounds has no effect on evotorch's"):
         as_optimizer("evotorch:cem", 3, bounds=(-1, 1))
+    with pytest.raises(ValueError, match=r"two parents.* of 0\.5 at least 4; got 3"):
+        as_optimizer("evotorch:cem", 3, popsize=3)
     with pytest.raises(ValueError, match="popsize must be even"):
         as_optimizer("evotorch:pgpe", 3, popsize=5)
     options = {"stdev_init": 1.0, "parenthood_ratio": 0.5}

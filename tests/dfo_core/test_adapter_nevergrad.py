@@ -4,7 +4,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
-from dfo_core import as_optimizer
+from dfo_core import as_optimizer, minimize
 from dfo_core.adapters import NevergradOptimizer
 from dfo_core.fuzzing import fuzz_optimizer
 from dfo_core.testing import CHECKS, check_global_random_state, check_optimizer
@@ -53,6 +53,25 @@ def test_nevergrads_methods_search_within_bounds(method):
         opt.tell(batch, ((batch.x - [0.5, 2]) ** 2).sum(axis=1))
     assert opt.nfev == 300
     assert opt.result.fun < 0.1
+
+
+def test_a_budget_may_be_a_float_without_fraction():
+    opt = as_optimizer("nevergrad:TwoPointsDE", dim=3, popsize=8, budget=1e2, seed=0)
+    while not opt.stop():
+        batch = opt.ask()
+        opt.tell(batch, (batch.x**2).sum(axis=1))
+    assert opt.result.nfev == 100
+
+
+@pytest.mark.parametrize("made", [lambda *_: ng.optimizers.NGOpt, ng.optimizers.NGOpt])
+def test_classes_that_plan_with_their_budget_get_the_default_one(made):
+    result = minimize(np.sum, dim=2, method=made, seed=0, callback=lambda _: True)
+    assert result.stop == {"callback": True}
+
+
+def test_a_method_that_cannot_be_built_without_its_budget_says_so():
+    with pytest.raises(ValueError, match=r"RescaledCMA plans with its budget: give budget=\.\.\."):
+        as_optimizer("nevergrad:RescaledCMA", 2)
 
 
 def test_methods_that_plan_every_point_are_not_asked_beyond_their_budget():

@@ -61,6 +61,23 @@ def test_cmaes_uses_the_population_size_it_is_given():
     assert opt.result.fun < 1e-3
 
 
+@pytest.mark.parametrize("name", ["CmaEs", "NSGAII"])
+def test_a_population_that_is_none_is_refused_at_once(name):
+    with pytest.raises(ValueError, match="popsize must be a whole number of at least 2; got 1"):
+        as_optimizer(f"optuna:{name}", dim=3, bounds=(-1, 1), popsize=1)
+    opt = as_optimizer(f"optuna:{name}", dim=3, bounds=(-1, 1), popsize=6.0, budget=20, seed=0)
+    while not opt.stop():
+        batch = opt.ask()
+        opt.tell(batch, sphere(batch.x))
+
+
+def test_no_trial_stays_unfinished_in_a_study():
+    study = optuna.create_study()
+    arguments = {"bounds": (-1, [1, 1]), "popsize": 8, "budget": 20}
+    minimize(sphere, method=study, vectorized=True, **arguments)
+    assert [trial.state.is_finished() for trial in study.trials] == 20 * [True]
+
+
 def test_sampler_objects_and_studies():
     sampler = optuna.samplers.TPESampler(seed=3, n_startup_trials=2)
     opt = as_optimizer(sampler, dim=2, bounds=(-1, 1))

@@ -39,6 +39,7 @@ def test_infer_dim():
     assert infer_dim(4, None, None) == 4
     assert infer_dim(None, [1, 2], (0, 5)) == 2
     assert infer_dim(None, None, (0, [1, 2, 3])) == 3
+    assert infer_dim(None, None, ([0.0], [1, 2, 3])) == 3
 
 
 @pytest.mark.parametrize("bounds", BOXES)

@@ -271,6 +271,36 @@ def test_the_same_numbers_in_another_form_are_the_same_run(tmp_path):
     assert np.array_equal(more.x, whole.x)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        minimize(
+            lambda x: pytest.fail("it was begun"),
+            np.zeros(3),
+            checkpoint=tmp_path / "file" / "a.npz",
+        )
+    minimize(sphere, np.zeros(3), budget=20, seed=0, checkpoint=tmp_path / "new" / "run.npz")
+    assert (tmp_path / "new" / "run.npz").is_file()
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_starts_of_any_kind_are_told_apart_in_full(tmp_path, library):
+    """A long array's text leaves out its middle."""
+    kind = pytest.importorskip(library).asarray
+    x0 = np.zeros(2000)
+    arguments = {
+        "seed": 0,
+        "popsize": 4,
+        "method": "sep-cma-es",
+        "checkpoint": tmp_path / "run.npz",
+    }
+    minimize(sphere, kind(x0.copy()), budget=8, sigma0=np.array(0.5), **arguments)
+    minimize(sphere, x0.tolist(), budget=12, sigma0=0.5, **arguments)
+    x0[1000] = 1e-9
+    with pytest.raises(ValueError, match="is of a run with x0="):
+        minimize(sphere, kind(x0), budget=16, sigma0=0.5, **arguments)
+
+
 def test_checkpoint_needs_an_optimizer_that_can_be_saved(tmp_path):
     with pytest.raises(NotImplementedError, match="supports_state"):
         minimize(sphere, np.zeros(2), method="pycma", checkpoint=tmp_path / "run.npz")

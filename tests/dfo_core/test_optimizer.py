@@ -137,6 +137,16 @@ def test_the_budget_cuts_the_last_generation_and_can_be_raised(opt):
     assert opt.nit == 2
 
 
+def test_a_budget_is_checked_whenever_it_is_set(opt):
+    opt.budget = 1e1
+    assert (opt.budget, type(opt.budget)) == (10, int)
+    opt.budget = None
+    for wrong in (0, 2.5, "many"):
+        with pytest.raises(ValueError, match="budget must be a whole number"):
+            opt.budget = wrong
+    assert opt.budget is None
+
+
 def test_numbers_beyond_any_float_are_no_losses():
     opt = CMAES(np.zeros(2), seed=0)
     with pytest.raises(ValueError, match="losses must be real numbers"):
