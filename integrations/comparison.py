@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +17,10 @@ from typing import Any, TypeVar
 import torch
 
 from integrations.architectures import Architecture, describe
+from integrations.arguments import whole, whole_or_none
 from integrations.environment import versions
 from integrations.errors import UserError
-from integrations.files import append_line, read_lines
+from integrations.files import append_line, read_lines, replace_file
 from integrations.history import best_of, plain
 from integrations.methods.registry import METHODS, choose_methods
 from integrations.methods.trial import Trial, fit
@@ -29,6 +31,7 @@ from integrations.peak_memory import PeakMemory
 from integrations.prompts import Encoder, longest_prompt
 from integrations.tasks import Task, load_task
 from integrations.tasks.files import Columns
+from integrations.workers import end_with_parent
 
 RESULTS = "results.jsonl"
 SETTINGS = "settings.json"
@@ -55,7 +58,7 @@ class Comparison:
         device: Where the model is, as for `load_model`.
 
     Raises:
-        UserError: If there is no limit, or one is not positive.
+        UserError: If there is no limit, or a number does not fit.
     """
 
     model: str
@@ -81,6 +84,10 @@ class Comparison:
                 raise UserError(f"{name} must be positive; got {limit!r}.")
         if self.budget is not None and self.budget != int(self.budget):
             raise UserError(f"budget must be a whole number; got {self.budget!r}.")
+        # What JSON holds.
+        object.__setattr__(self, "data", None if self.data is None else str(self.data))
+        object.__setattr__(self, "shots", whole("shots", self.shots))
+        object.__setattr__(self, "max_length", whole_or_none("max_length", self.max_length))
         if any(not 0 < mark < 1 for mark in self.marks) or list(self.marks) != sorted(self.marks):
             raise UserError(f"marks must rise from 0 to 1; got {self.marks!r}.")
 
@@ -178,6 +185,7 @@ def run_trial(comparison: Comparison, method: str, seed: int) -> Outcome:
         learner = METHODS[method].build(trial)
         states = fit(trial, learner)
         seconds, extra = trial.elapsed, memory.extra()
+        parameters = learner.parameters  # of what is in place, which GAP3 looks at
         tested: dict[int, Score] = {}
         for state in reversed(states):  # the last is in place
             if id(state) not in tested:
@@ -195,7 +203,7 @@ def run_trial(comparison: Comparison, method: str, seed: int) -> Outcome:
         evaluations=learner.evaluations,
         seconds=seconds,
         memory=extra,
-        parameters=learner.parameters,
+        parameters=parameters,
         course=[plain(look) for look in trial.scores],
     )
 
@@ -232,10 +240,11 @@ def compare(
             twice, or the folder holds results of another comparison.
     """
     names = choose_methods(methods)
+    seeds = [whole("seed", seed, least=0) for seed in seeds]
     if not names or not seeds:
         raise UserError("nothing to compare: pass at least one method and one seed.")
     if len({*seeds}) < len(seeds):
-        raise UserError(f"seeds must differ; got {list(seeds)!r}.")
+        raise UserError(f"seeds must differ; got {seeds!r}.")
     path = Path(folder)
     done = {(outcome.method, outcome.seed): outcome for outcome in read_outcomes(path)}
     _require_same(path, comparison, done.values())
@@ -258,8 +267,18 @@ def compare(
 
 
 def read_outcomes(folder: str | Path) -> list[Outcome]:
-    """What a folder holds, the last of each method and seed, in the order they were finished."""
-    found = [Outcome(**row["outcome"]) for row in read_lines(Path(folder) / RESULTS)]
+    """What a folder holds, the last of each method and seed, in the order they were finished.
+
+    Raises:
+        UserError: If its file of results is something else.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        found = [Outcome(**row["outcome"]) for row in read_lines(path)]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no comparison's results ({type(error).__name__}); pass another folder."
+        ) from None
     return list({(outcome.method, outcome.seed): outcome for outcome in found}.values())
 
 
@@ -291,6 +310,7 @@ def _apart(function: Callable[..., Found], *arguments: Any, isolate: bool) -> Fo
 
 def _quietly(function: Callable[..., Found], *arguments: Any) -> Found:
     """What a process of its own does, without a sign of libraries' own progress."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     hush()
     warnings.simplefilter("ignore")
     return function(*arguments)
@@ -307,7 +327,7 @@ def _require_same(folder: Path, comparison: Comparison, there: Iterable[Outcome]
     path, settings = folder / SETTINGS, _settings(comparison)
     if not path.exists() or all(outcome.error is not None for outcome in there):
         return
-    before = json.loads(path.read_text(encoding="utf-8"))["comparison"]
+    before = _read_settings(path)
     for name, value in settings.items():
         if value != before.get(name):
             raise UserError(
@@ -319,7 +339,7 @@ def _require_same(folder: Path, comparison: Comparison, there: Iterable[Outcome]
 def _claim(folder: Path, comparison: Comparison) -> None:
     """Note the comparison in its folder."""
     path, settings = folder / SETTINGS, _settings(comparison)
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["comparison"] == settings:
+    if path.exists() and _read_settings(path) == settings:
         return
     folder.mkdir(parents=True, exist_ok=True)
     about = {
@@ -328,4 +348,15 @@ def _claim(folder: Path, comparison: Comparison) -> None:
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    with replace_file(path) as beside:
+        beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["comparison"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} is no comparison's ({type(error).__name__}); pass another folder."
+        ) from None
+    return found

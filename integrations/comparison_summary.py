@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         method: Its name in `METHODS`.
-        title: Its name in tables.
+        title: Its name in tables, with the seeds that it finished if others finished more.
         kind: ``"gradient-free"`` or ``"gradient-based"``.
         seeds: Seeds that it finished.
         score: Mean test score; None if it finished none.
@@ -27,7 +27,7 @@ class Row:
         evaluations: Mean passes over the training set.
         seconds: Mean wall time of learning.
         memory: Most bytes beyond the model.
-        parameters: Numbers that were tuned.
+        parameters: Numbers that were tuned, the most of all seeds.
         errors: What went wrong, each once.
     """
 
@@ -48,6 +48,7 @@ class Row:
 def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
     """One row a method, in the order of `METHODS`."""
     rows = []
+    seeds = len({outcome.seed for outcome in outcomes})
     for name, method in METHODS.items():
         mine = [outcome for outcome in outcomes if outcome.method == name]
         good = [outcome for outcome in mine if outcome.error is None]
@@ -57,7 +58,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
         rows.append(
             Row(
                 method=name,
-                title=method.title,
+                title=_title(method.title, len(good), seeds),
                 kind=method.kind,
                 seeds=len(good),
                 score=_mean(scores),
@@ -66,11 +67,18 @@ def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
                 evaluations=_mean([o.evaluations for o in good if o.evaluations is not None]),
                 seconds=_mean([o.seconds for o in good if o.seconds is not None]),
                 memory=max((o.memory for o in good if o.memory is not None), default=None),
-                parameters=good[0].parameters if good else None,
+                parameters=max(
+                    (o.parameters for o in good if o.parameters is not None), default=None
+                ),
                 errors=tuple(dict.fromkeys(o.error for o in mine if o.error is not None)),
             )
         )
     return rows
+
+
+def _title(title: str, finished: int, seeds: int) -> str:
+    """A method's name, which says so if its mean is over fewer seeds than others'."""
+    return title if finished in (0, seeds) else f"{title} ({finished} of {seeds} seeds)"
 
 
 def comparison_table(rows: Sequence[Row], metric: str) -> Table:

@@ -287,13 +287,13 @@ def _load(file: Path, device: torch.device, threads: int) -> int:
     global _replica
     # Ctrl-C reaches all processes of a terminal; the main one decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _replica = Replica.load(file, device, threads)
     return os.getpid()
 
 
-def _end_with_parent() -> None:
-    """A killed run leaves no workers behind."""
+def end_with_parent() -> None:
+    """Wait for the process that started this one, and end when it does, however that came."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -33,7 +33,7 @@ from integrations.cli.options import (
     require_folder,
     words,
 )
-from integrations.comparison import Comparison, Outcome
+from integrations.comparison import Comparison, Outcome, read_outcomes
 from integrations.comparison import compare as compare_methods
 from integrations.comparison_plots import plot_comparison
 from integrations.comparison_summary import comparison_table, summarize
@@ -127,16 +127,17 @@ def compare(
     numbers = _numbers("--seeds", seeds, int)
     folder = out or Path("runs") / f"compare-{Path(model).name}-{re.sub('[/:]', '-', task)}"
     require_folder(folder)
-    require_no_other(folder)
+    require_no_other(folder, "compare")
     metric = comparison.split(numbers[0]).metric if numbers else "score"
     total = len(names) * len(numbers)
     with _Watch(total) as watch:
         outcomes = compare_methods(comparison, names, numbers, folder, watch=watch)
     write_config(ctx, folder)
-    rows = summarize(outcomes)
+    there = read_outcomes(folder)  # what earlier commands added too
+    rows = summarize(there)
     console.print(comparison_table(rows, metric))
     console.print(f"results  {folder}", soft_wrap=True, markup=False)
-    show_plot(lambda path: plot_comparison(outcomes, path, metric=metric), folder / PLOT_FILE)
+    show_plot(lambda path: plot_comparison(there, path, metric=metric), folder / PLOT_FILE)
     if as_json:
         print_json({"folder": str(folder), "metric": metric, "methods": [asdict(r) for r in rows]})
     if all(outcome.error is not None for outcome in outcomes):

@@ -81,13 +81,16 @@ def writer_of(folder: Path) -> str | None:
     return found[1] if found else ""
 
 
-def require_no_other(folder: Path) -> None:
-    """Raise UserError if a folder's options are somebody's own, as a run's would replace them."""
-    if writer_of(folder) == "":
+def require_no_other(folder: Path, command: str) -> None:
+    """Raise UserError if a folder's options are not a command's own, which would replace them."""
+    writer = writer_of(folder)
+    if writer == "":
         raise UserError(
             f"{folder / CONFIG_FILE} is no run's, and the run's options would replace it; move it "
             "away, or pass another --out."
         )
+    if writer not in (None, command):
+        raise UserError(f"{folder} holds what dfo-lora {writer} wrote; pass another --out.")
 
 
 def command_line(ctx: typer.Context) -> str:

@@ -346,7 +346,7 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         return
     if (folder / CONFIG).exists():
         raise _taken(folder)
-    require_no_other(folder)
+    require_no_other(folder, "tune")
 
 
 def _require_demo(folder: Path, name: str) -> None:

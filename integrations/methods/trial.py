@@ -15,6 +15,7 @@ from integrations.history import DevScore, is_better
 from integrations.metrics import METRICS, make_loss
 from integrations.objective import Score
 from integrations.prompts import Encoder
+from integrations.selection import require_finite
 from integrations.tasks import Example
 
 
@@ -126,9 +127,13 @@ def fit(trial: Trial, learner: Learner) -> list[Any]:
 
     Returns:
         The learner's state that was the best at each of ``trial.marks``, and at the end.
+
+    Raises:
+        UserError: If the development loss before the first step is not finite.
     """
     chosen = learner.state()
     trial.look(0, np.nan, learner.logits)
+    require_finite(trial.scores[0].loss, "development", None)
     marked: list[Any] = []
     more = True
     while more and not trial.spent(learner.evaluations):

@@ -233,6 +233,11 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             for number, record in enumerate(csv.DictReader(file), start=2):
+                if any(record.pop(None, ())):
+                    raise UserError(
+                        f"{path}:{number}: more cells than the header has columns; put a text with "
+                        "commas in quotes."
+                    )
                 yield f"{path}:{number}", record
             return
         for number, line in enumerate(file, start=1):

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TypeAlias, overload
 
+from integrations.arguments import whole
 from integrations.errors import UserError, unknown
 from integrations.imported import imported, is_import
 from integrations.tasks.builtin import HUB_NAMES, TASKS, Recipe
@@ -94,9 +95,10 @@ def load_task(
 
     Raises:
         UserError: If the name is unknown, a file or column is missing or empty, a class has too few
-            examples, or the limit is not positive.
+            examples, the limit is not positive, or the seed is negative.
     """
     require_limit(test_limit)
+    seed = whole("seed", seed, least=0)
     if isinstance(task, TextTask):
         return load_text_task(
             task,

@@ -251,6 +251,12 @@ def test_a_run_without_checkpoint_replaces_one_with(dfo_lora, tune_arguments, ow
     assert "--overwrite" in err
 
 
+def test_a_comparison_s_folder_is_not_taken(dfo_lora, tune_arguments, tmp_path):
+    (tmp_path / "config.yaml").write_text("# dfo-lora compare --config config.yaml\n")
+    status, _, err = dfo_lora(*tune_arguments(out=tmp_path))
+    assert (status, "holds what dfo-lora compare wrote" in err) == (2, True)
+
+
 def test_ctrl_c_ends_the_run_with_what_it_has(dfo_lora, tune_arguments, own_module):
     folder = own_module(interrupt_at=2)
     handler = signal.getsignal(signal.SIGINT)

@@ -9,10 +9,19 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from integrations import UserError
-from integrations.comparison import RESULTS, SETTINGS, Comparison, compare, read_outcomes, run_trial
+from integrations.comparison import (
+    RESULTS,
+    SETTINGS,
+    Comparison,
+    Outcome,
+    compare,
+    read_outcomes,
+    run_trial,
+)
 from integrations.comparison_plots import plot_comparison
 from integrations.comparison_summary import summarize
 from integrations.methods.registry import METHODS, choose_methods
@@ -44,6 +53,8 @@ def test_names_and_groups_of_methods():
         ({"budget": 6.5}, "budget must be a whole number"),
         ({"seconds": -1.0}, "seconds"),
         ({"marks": (0.5, 0.2)}, "marks"),
+        ({"max_length": 0}, "max_length must be a whole number of 1 or more; got 0"),
+        ({"shots": 1.5}, "shots must be a whole number"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(changes, words):
@@ -71,6 +82,87 @@ def test_outcomes_say_what_came_of_each_seed(comparison, tmp_path):
     assert rows["f-lora"].std == pytest.approx(statistics.stdev(scores))
     plot_comparison(outcomes, tmp_path / "plot.png", metric="accuracy")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_paths_and_numpy_s_numbers_are_kept_as_json_has_them(saved_model, data, tmp_path):
+    given = Comparison(str(saved_model), "sst2", data, shots=np.int64(4), budget=6)
+    (outcome,) = compare(given, ["manual"], np.arange(1), tmp_path, isolate=False)
+    assert (outcome.error, read_outcomes(tmp_path)[0].seed) == (None, 0)
+    same = Comparison(str(saved_model), "sst2", str(data), shots=4, budget=6)
+    (again,) = compare(same, ["manual"], [0], tmp_path, isolate=False)
+    assert again.score == outcome.score
+    with pytest.raises(UserError, match="seed must be a whole number of 0 or more; got -1"):
+        compare(same, ["manual"], [-1], tmp_path, isolate=False)
+
+
+def test_a_mean_over_fewer_seeds_says_so():
+    outcomes = [Outcome("lora", seed, score=0.8) for seed in range(3)]
+    outcomes += [Outcome("mezo", 0, score=0.7), Outcome("mezo", 1, error="no memory")]
+    outcomes += [Outcome("bbt", 0, error="no luck")]
+    titles = {row.method: row.title for row in summarize(outcomes)}
+    names = {method: METHODS[method].title for method in titles}
+    assert titles == names | {"mezo": f"{names['mezo']} (1 of 3 seeds)"}
+
+
+@pytest.fixture
+def in_place_of_c_lora(monkeypatch):
+    """Let a class be what is run as c-lora."""
+
+    def put(learner):
+        monkeypatch.setattr("integrations.methods.lora.Own", learner, raising=False)
+        own = type(METHODS["c-lora"])("Own", "gradient-free", "lora:Own", 1, "nowhere")
+        monkeypatch.setitem(METHODS, "c-lora", own)
+
+    return put
+
+
+class Growing:
+    """Has a number more after each step, and is the better for it."""
+
+    def __init__(self, trial):
+        self.evaluations = self.parameters = 0
+        self.labels = {id(e): e.label for e in (*trial.encoder.task.dev, *trial.encoder.task.test)}
+
+    def step(self):
+        self.evaluations = self.parameters = self.parameters + 1
+        return 1 / self.parameters
+
+    def logits(self, examples):
+        right = np.eye(2)[[self.labels[id(example)] for example in examples]]
+        return self.parameters * right
+
+    def state(self):
+        return self.parameters
+
+    def restore(self, state):
+        self.parameters = state
+
+
+def test_tuned_numbers_are_those_of_the_end_whatever_the_marks(comparison, in_place_of_c_lora):
+    in_place_of_c_lora(Growing)
+    outcome = run_trial(replace(comparison, marks=(0.2, 0.5)), "c-lora", 0)
+    assert (outcome.parameters, outcome.score, len(outcome.marked)) == (6, 1.0, 2)
+
+
+def test_a_frozen_model_whose_losses_are_not_finite_fails(comparison, in_place_of_c_lora, tmp_path):
+    class Overflowing(Growing):
+        def logits(self, examples):
+            return np.full((len(examples), 2), np.nan)
+
+    in_place_of_c_lora(Overflowing)
+    (outcome,) = compare(comparison, ["c-lora"], [0], tmp_path, isolate=False)
+    assert "the frozen model's development loss is nan" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [(SETTINGS, "{}"), (SETTINGS, "{"), (RESULTS, '{"score": 1}\n'), (RESULTS, "x\n")],
+)
+def test_files_of_something_else_are_named(comparison, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} .*pass another folder"):
+        compare(comparison, ["manual"], [0], tmp_path, isolate=False)
+    assert (tmp_path / name).read_text() == text
 
 
 def test_it_goes_on_with_what_is_missing(comparison, tmp_path):

@@ -118,6 +118,12 @@ def test_train_and_dev_are_disjoint_and_have_k_examples_a_class(pool):
     assert len({*texts(task.train), *texts(task.dev)}) == 28
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "a"])
+def test_a_seed_is_a_whole_number(pool, seed):
+    with pytest.raises(UserError, match="seed must be a whole number of 0 or more; got"):
+        load_task("sst2", pool, seed=seed)
+
+
 def test_the_seed_draws_the_splits(pool):
     first, again, other = (load_task("sst2", pool, shots=7, seed=seed) for seed in (1, 1, 2))
     assert first == again
@@ -178,6 +184,10 @@ def test_files_that_do_not_fit(tmp_path, files, message):
         (
             f"text,label\n{'a' * 200_000},0\n",
             r"train\.csv is no CSV that .* \(field larger",
+        ),
+        (
+            "text,label\na,0\nGood plot, bad acting,1\n",
+            r"train\.csv:3: more cells than .* in quotes",
         ),
         ("text;label\na;0\n", r"train\.csv:2: no column 'text'; it has \['text;label'\]"),
     ],

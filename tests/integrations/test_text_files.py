@@ -144,7 +144,7 @@ def test_no_examples_at_all(tmp_path, exact):
 
 def test_a_short_csv_row_lacks_what_it_lacks(tmp_path, rewarded):
     file = tmp_path / "all.csv"
-    file.write_text("question,source\nq0,s0,more\nq1\n")
+    file.write_text("question,source\nq0,s0,\nq1\n")
     task = load_task(rewarded, file, shots=1)
     found = sorted((*task.train, *task.dev), key=lambda example: example.fields["question"])
     assert [dict(e.fields) for e in found] == [
