@@ -107,7 +107,9 @@ def infer_dim(dim: int | None, x0: Any, bounds: Any) -> int:
         return as_vector("x0", x0).size
     if bounds is not None:
         sizes = [
-            np.size(half) for half in _halves(bounds) if half is not None and np.ndim(half) == 1
+            np.asarray(half).size
+            for half in _halves(bounds)
+            if half is not None and np.ndim(half) == 1
         ]
         if sizes:
             return int(max(sizes))

@@ -32,7 +32,7 @@ class Checkpoint:
         }
 
     def resume(self, opt: Optimizer, objective: Objective) -> None:
-        """Continue from the file if there is one.
+        """Continue from the file if there is one and its run had begun.
 
         Raises:
             NotImplementedError: If the optimizer cannot be saved.
@@ -49,6 +49,8 @@ class Checkpoint:
                 f"{str(self._path)!r} is not a checkpoint of minimize: it lacks "
                 f"{', '.join(sorted(missing))}"
             )
+        if not len(state["optimizer"]["shared"]["_told"]):
+            return  # written before anything was evaluated, so that there is nothing to keep
         for name, ours in self._arguments.items():
             theirs = state["arguments"].get(name)
             if theirs != ours:

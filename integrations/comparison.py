@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from integrations.architectures import Architecture, describe
-from integrations.arguments import whole, whole_or_none
+from integrations.arguments import positive, whole, whole_or_none
 from integrations.environment import versions
 from integrations.errors import UserError
 from integrations.files import append_line, read_lines, replace_file
@@ -78,16 +78,12 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.budget is None and self.seconds is None:
             raise UserError("a comparison needs a limit: pass budget, seconds or both.")
-        for name in ("budget", "seconds"):
-            limit = getattr(self, name)
-            if limit is not None and not limit > 0:
-                raise UserError(f"{name} must be positive; got {limit!r}.")
-        if self.budget is not None and self.budget != int(self.budget):
-            raise UserError(f"budget must be a whole number; got {self.budget!r}.")
         # What JSON holds.
         object.__setattr__(self, "data", None if self.data is None else str(self.data))
+        for name in ("max_length", "test_limit", "budget"):
+            object.__setattr__(self, name, whole_or_none(name, getattr(self, name)))
         object.__setattr__(self, "shots", whole("shots", self.shots))
-        object.__setattr__(self, "max_length", whole_or_none("max_length", self.max_length))
+        object.__setattr__(self, "seconds", positive("seconds", self.seconds))
         if any(not 0 < mark < 1 for mark in self.marks) or list(self.marks) != sorted(self.marks):
             raise UserError(f"marks must rise from 0 to 1; got {self.marks!r}.")
 
@@ -339,8 +335,10 @@ def _require_same(folder: Path, comparison: Comparison, there: Iterable[Outcome]
 def _claim(folder: Path, comparison: Comparison) -> None:
     """Note the comparison in its folder."""
     path, settings = folder / SETTINGS, _settings(comparison)
-    if path.exists() and _read_settings(path) == settings:
-        return
+    if path.exists():
+        if _read_settings(path) == settings:
+            return
+        (folder / RESULTS).unlink(missing_ok=True)  # failures at most, see `_require_same`
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "comparison": settings,
@@ -354,7 +352,7 @@ def _claim(folder: Path, comparison: Comparison) -> None:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["comparison"]
+        found = dict(json.loads(path.read_text(encoding="utf-8"))["comparison"])
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} is no comparison's ({type(error).__name__}); pass another folder."

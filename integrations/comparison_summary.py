@@ -48,7 +48,7 @@ class Row:
 def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
     """One row a method, in the order of `METHODS`."""
     rows = []
-    seeds = len({outcome.seed for outcome in outcomes})
+    seeds = len({outcome.seed for outcome in outcomes if outcome.error is None})
     for name, method in METHODS.items():
         mine = [outcome for outcome in outcomes if outcome.method == name]
         good = [outcome for outcome in mine if outcome.error is None]

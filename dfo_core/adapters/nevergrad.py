@@ -138,16 +138,20 @@ class NevergradOptimizer(ForeignOptimizer):
             try:
                 optimizer = method(array, budget=budget, num_workers=workers)
             except AssertionError as error:
-                raise _needs_budget(method, budget, error) from error
+                if budget is not None:
+                    raise
+                raise _needs_budget(method, error) from error
         try:
             return cls(optimizer, seed=rng, budget=budget, target=target)
         except AssertionError as error:
-            raise _needs_budget(method, budget, error) from error
+            if budget is not None:
+                raise
+            raise _needs_budget(method, error) from error
 
     def _sample(self) -> FloatArray:
         n = self.popsize
         if not self._upon_cma and self._ng.budget is not None:
-            left = self._ng.budget - self._ng.num_ask  # some methods raise beyond their budget
+            left = int(self._ng.budget) - self._ng.num_ask  # some methods raise beyond their budget
             n = left if 0 < left < n else n
         with _as_global_state(self._private):
             self._asked = [self._ng.ask() for _ in range(n)]
@@ -168,10 +172,8 @@ class NevergradOptimizer(ForeignOptimizer):
             )
 
 
-def _needs_budget(method: Any, budget: int | None, error: Exception) -> Exception:
+def _needs_budget(method: Any, error: AssertionError) -> ValueError:
     """What to raise in place of an assertion of nevergrad's, which a budget would have met."""
-    if budget is not None:
-        return error
     name = getattr(method, "name", None) or getattr(method, "__name__", method)
     return ValueError(f"nevergrad's {name} plans with its budget: give budget=... ({error})")
 

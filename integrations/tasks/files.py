@@ -233,7 +233,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             for number, record in enumerate(csv.DictReader(file), start=2):
-                if any(record.pop(None, ())):
+                if any(map(str.strip, record.pop(None, ()))):
                     raise UserError(
                         f"{path}:{number}: more cells than the header has columns; put a text with "
                         "commas in quotes."

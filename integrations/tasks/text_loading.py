@@ -83,7 +83,8 @@ def read_texts(path: Path, task: TextTask, columns: Columns) -> list[TextExample
     taken = {column for name in (*fields, REFERENCE) for column in columns_of(name, columns)}
     examples = []
     for where, row in read_rows(path):
-        others = (name for name, value in row.items() if value is not None)
+        # A table's index has a column without a name.
+        others = (name for name, value in row.items() if name and value is not None)
         texts = {name: str(row[name]) for name in others if name not in taken}
         texts |= {name: str(value_of(row, name, columns, where)) for name in fields}
         reference = None

@@ -283,6 +283,17 @@ def test_a_checkpoint_that_cannot_be_written_is_told_before_any_work(tmp_path):
     assert (tmp_path / "new" / "run.npz").is_file()
 
 
+def test_a_run_that_never_began_holds_no_file(tmp_path):
+    def broken(x):
+        raise AttributeError("a slip")
+
+    arguments = {"x0": np.zeros(3), "seed": 0, "checkpoint": tmp_path / "run.npz", "budget": 60}
+    with pytest.raises(AttributeError, match="a slip"):
+        minimize(broken, sigma0=1, **arguments)
+    mended = minimize(sphere, sigma0=5, **arguments)
+    assert mended.fun == minimize(sphere, np.zeros(3), seed=0, budget=60, sigma0=5).fun
+
+
 @pytest.mark.parametrize("library", ["torch", "numpy"])
 def test_starts_of_any_kind_are_told_apart_in_full(tmp_path, library):
     """A long array's text leaves out its middle."""

@@ -51,6 +51,7 @@ def test_names_and_groups_of_methods():
         ({"budget": None}, "limit"),
         ({"budget": 0}, "budget"),
         ({"budget": 6.5}, "budget must be a whole number"),
+        ({"test_limit": 0}, "test_limit must be a whole number"),
         ({"seconds": -1.0}, "seconds"),
         ({"marks": (0.5, 0.2)}, "marks"),
         ({"max_length": 0}, "max_length must be a whole number of 1 or more; got 0"),
@@ -102,6 +103,8 @@ def test_a_mean_over_fewer_seeds_says_so():
     titles = {row.method: row.title for row in summarize(outcomes)}
     names = {method: METHODS[method].title for method in titles}
     assert titles == names | {"mezo": f"{names['mezo']} (1 of 3 seeds)"}
+    both_failed = [o for o in outcomes if o.method == "mezo"] + [Outcome("lora", 0, score=0.8)]
+    assert all("seeds" not in row.title for row in summarize(both_failed))
 
 
 @pytest.fixture
@@ -214,6 +217,7 @@ def test_failures_alone_do_not_hold_a_folder(comparison, tmp_path, monkeypatch):
     other = replace(comparison, budget=7)
     assert compare(other, ["f-lora"], [0], tmp_path, isolate=False)[0].error is None
     assert json.loads((tmp_path / SETTINGS).read_text())["comparison"]["budget"] == 7
+    assert len((tmp_path / RESULTS).read_text().splitlines()) == 1  # the others' failures are gone
 
 
 @pytest.mark.slow
