@@ -16,7 +16,7 @@ from integrations.batches import PromptBatch, make_batches, overhead_tokens
 from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.errors import UserError
 from integrations.memory import MB, bytes_per_token
-from integrations.objective import Score, even_share
+from integrations.objective import Score, block_size_known, even_share
 from integrations.onednn import use_onednn
 from integrations.patches import Patches
 from integrations.population import FAST, Speedups
@@ -112,7 +112,7 @@ class GenerationEvaluator:
     def choose_block_size(self, candidates: Candidates, adapter: Adapter, workers: int = 1) -> None:
         """Choose how many candidates generate at once: as many as fit, all about as many."""
         count = len(candidates)
-        if self.chosen_for is not None and count > self.chosen_for:
+        if not block_size_known(self, count):
             self.block_size = even_share(-(-count // workers), self._fitting)
             self.chosen_for = count
 

@@ -92,3 +92,8 @@ class Evaluator(Protocol):
             progress: Called with how many of the examples, or of their tokens, are done, and of
                 how many.
         """
+
+
+def block_size_known(evaluator: Evaluator, candidates: int) -> bool:
+    """Whether an evaluator has chosen how many of so many candidates go into a forward pass."""
+    return evaluator.chosen_for is None or candidates <= evaluator.chosen_for

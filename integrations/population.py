@@ -46,7 +46,7 @@ from integrations.candidates import IN_PLACE, Candidates, LayerCandidates
 from integrations.lanes import Lanes
 from integrations.memory import plan_memory
 from integrations.metrics import METRICS, Loss
-from integrations.objective import Score, even_share
+from integrations.objective import Score, block_size_known, even_share
 from integrations.onednn import use_onednn
 from integrations.packing import can_pack
 from integrations.patches import Patches
@@ -240,7 +240,7 @@ class PopulationEvaluator:
             workers: Who share the candidates out; no block is larger than a share.
         """
         count = len(candidates)
-        if self.chosen_for is None or count <= max(1, self.chosen_for):
+        if count == 1 or block_size_known(self, count):
             return
         share = -(-count // workers)
         if self.arch.model.device.type == "cpu":

@@ -149,6 +149,11 @@ class LabelEncoder(PatternEncoder):
         self.task = task
         self.blank = self._blank()
         self.words = self._words()
+        self._accept_words()
+
+    def _accept_words(self) -> None:
+        """Refuse words that cannot be told apart in the way they are read."""
+        raise NotImplementedError
 
     def _blank(self) -> str | None:
         """What stands in the place of the label word; None for causal models."""
@@ -245,15 +250,7 @@ class Encoder(LabelEncoder):
             label word is unknown to it, or two label words begin with the same token.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        kind: Kind,
-        max_length: int = MAX_LENGTH,
-    ) -> None:
-        super().__init__(task, tokenizer, kind, max_length)
-        self.label_ids = self._label_ids()
+    label_ids: tuple[int, ...]
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:
         """Token ids, answer position and label of each example."""
@@ -263,8 +260,7 @@ class Encoder(LabelEncoder):
         """What of the task a run depends on beside its prompts, as text by name."""
         return {"metric": self.task.metric, "label tokens": str(self.label_ids)}
 
-    def _label_ids(self) -> tuple[int, ...]:
-        """First token of each label word."""
+    def _accept_words(self) -> None:
         found: dict[int, str] = {}
         for word, (token, *_) in zip(self.task.label_words, self.words, strict=True):
             if token in found:
@@ -274,4 +270,4 @@ class Encoder(LabelEncoder):
                     "tokens differ."
                 )
             found[token] = word
-        return tuple(found)
+        self.label_ids = tuple(found)

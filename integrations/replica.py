@@ -22,7 +22,7 @@ from dfo_core.validation import FloatArray
 from integrations.adapter import Adapter
 from integrations.candidates import Candidates, project_candidates
 from integrations.errors import UserError
-from integrations.objective import Evaluator
+from integrations.objective import Evaluator, block_size_known
 from integrations.spaces import LayerSpace
 
 P = ParamSpec("P")
@@ -83,8 +83,7 @@ class Replica:
         workers: int,
     ) -> int:
         """How many of z (P, d) go into a forward pass, see `PopulationEvaluator`."""
-        known_for = self.evaluator.chosen_for
-        if known_for is not None and len(z) > known_for:
+        if not block_size_known(self.evaluator, len(z)):
             self._place(placed)
             candidates = self._candidates(layers, z)
             self.evaluator.choose_block_size(candidates, self.adapter, workers)

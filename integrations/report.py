@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -54,14 +53,9 @@ class Watch(EndOnInterrupt):
         self._bar.start()
         return super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *details: object) -> None:
         self._bar.stop()
-        super().__exit__(kind, error, trace)
+        super().__exit__(*details)
 
     def __call__(self, progress: Progress) -> bool:
         """Show a generation; True if the run should end."""

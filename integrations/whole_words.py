@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from integrations.architectures import Architecture, Kind
+from integrations.architectures import Architecture
 from integrations.continuation import TokenLikelihoods
 from integrations.errors import UserError
-from integrations.prompts import MAX_LENGTH, LabelEncoder, Prompt
-from integrations.tasks import Example, Task
+from integrations.prompts import LabelEncoder, Prompt
+from integrations.tasks import Example
 
 
 class WholeWordEncoder(LabelEncoder):
@@ -38,27 +37,21 @@ class WholeWordEncoder(LabelEncoder):
             would never be the likelier one.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        tokenizer: PreTrainedTokenizerBase,
-        kind: Kind,
-        max_length: int = MAX_LENGTH,
-    ) -> None:
-        super().__init__(task, tokenizer, kind, max_length)
-        for word, tokens in zip(task.label_words, self.words, strict=True):
-            if tokenizer.unk_token_id in tokens:
+    def _accept_words(self) -> None:
+        words = self.task.label_words
+        for word, tokens in zip(words, self.words, strict=True):
+            if self.tokenizer.unk_token_id in tokens:
                 raise UserError(
                     f"label word {word!r} is not known to the tokenizer in full, and another "
                     "begins with the same token; choose others."
                 )
-        for i, j in permutations(range(len(self.words)), 2):
+        for i, j in permutations(range(len(words)), 2):
             begins = self.words[j][: len(self.words[i])] == self.words[i]
-            if begins and (kind != "masked" or self.words[i] == self.words[j]):
+            if begins and (self.kind != "masked" or self.words[i] == self.words[j]):
                 raise UserError(
-                    f"label words {task.label_words[j]!r} and {task.label_words[i]!r} begin with "
-                    "the same token, and one with the whole other, which is never less likely; "
-                    "choose words of which none begins another."
+                    f"label words {words[j]!r} and {words[i]!r} begin with the same token, and one "
+                    "with the whole other, which is never less likely; choose words of which none "
+                    "begins another."
                 )
 
     def encode(self, examples: Sequence[Example]) -> list[Prompt]:

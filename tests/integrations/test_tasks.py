@@ -1,13 +1,12 @@
 """Tasks from local files and from the Hub, and what is said about files that don't fit."""
 
-import csv
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
+from rows import write_rows
 
 from integrations import Example, Task, UserError, load_task
 from integrations.tasks import TASKS, Recipe
@@ -27,13 +26,8 @@ def write(folder, suffix=".jsonl", **splits):
         path = folder / f"{name}{suffix}"
         if isinstance(rows, str):
             path.write_text(rows)
-        elif suffix == ".csv":
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0].keys())
-                writer.writeheader()
-                writer.writerows(rows)
         else:
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_rows(path, rows)
     return folder
 
 

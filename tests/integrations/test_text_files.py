@@ -1,9 +1,7 @@
 """Text tasks take their examples from local files, as tasks with label words do."""
 
-import csv
-import json
-
 import pytest
+from rows import write_rows
 
 from integrations import ContinuationTask, GenerationTask, TextExample, UserError, load_task
 
@@ -26,17 +24,6 @@ def rewarded():
     return GenerationTask(name="answers", pattern=PATTERN, score=length)
 
 
-def write(path, rows):
-    if path.suffix == ".csv":
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def questions(examples):
     return [example.fields["question"] for example in examples]
 
@@ -44,7 +31,7 @@ def questions(examples):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 @pytest.mark.parametrize("kind", [GenerationTask, ContinuationTask])
 def test_one_file_is_drawn_from_and_the_rest_is_the_test_set(tmp_path, suffix, kind):
-    file = write(tmp_path / f"all{suffix}", ROWS)
+    file = write_rows(tmp_path / f"all{suffix}", ROWS)
     task = load_task(kind(name="answers", pattern=PATTERN), file, shots=3)
     assert type(task) is kind
     assert (len(task.train), len(task.dev), len(task.test)) == (3, 3, 4)
@@ -59,19 +46,19 @@ def test_one_file_is_drawn_from_and_the_rest_is_the_test_set(tmp_path, suffix, k
 
 
 def test_the_seed_draws_the_splits(tmp_path, exact):
-    file = write(tmp_path / "all.jsonl", ROWS)
+    file = write_rows(tmp_path / "all.jsonl", ROWS)
     tasks = [load_task(exact, file, shots=3, seed=seed) for seed in (0, 0, 1)]
     assert tasks[0] == tasks[1]
     assert tasks[0].train != tasks[2].train
 
 
 def test_a_folder_of_files(tmp_path, exact):
-    write(tmp_path / "train.jsonl", ROWS[:4])
-    write(tmp_path / "test.csv", ROWS[8:])
+    write_rows(tmp_path / "train.jsonl", ROWS[:4])
+    write_rows(tmp_path / "test.csv", ROWS[8:])
     task = load_task(exact, tmp_path, shots=2, test_limit=1)
     assert sorted(questions([*task.train, *task.dev])) == ["q0", "q1", "q2", "q3"]
     assert questions(task.test) == ["q8"]
-    write(tmp_path / "dev.jsonl", ROWS[4:8])
+    write_rows(tmp_path / "dev.jsonl", ROWS[4:8])
     task = load_task(exact, tmp_path, shots=4)
     assert sorted(questions(task.train)) == ["q0", "q1", "q2", "q3"]
     assert sorted(questions(task.dev)) == ["q4", "q5", "q6", "q7"]
@@ -79,7 +66,7 @@ def test_a_folder_of_files(tmp_path, exact):
 
 def test_columns_by_other_names(tmp_path, exact):
     rows = [{"title": f"t{i}", "body": f"b{i}", "question": "?", "gold": i} for i in range(4)]
-    file = write(tmp_path / "all.jsonl", rows)
+    file = write_rows(tmp_path / "all.jsonl", rows)
     columns = {"question": ["title", "body"], "reference": "gold"}
     task = load_task(exact, file, shots=2, columns=columns)
     found = {example.fields["question"]: example.reference for example in (*task.train, *task.dev)}
@@ -87,9 +74,9 @@ def test_columns_by_other_names(tmp_path, exact):
 
 
 def test_a_score_of_ones_own_needs_no_reference(tmp_path, rewarded):
-    task = load_task(rewarded, write(tmp_path / "all.csv", UNSCORED), shots=2)
+    task = load_task(rewarded, write_rows(tmp_path / "all.csv", UNSCORED), shots=2)
     assert {example.reference for example in (*task.train, *task.dev)} == {None}
-    task = load_task(rewarded, write(tmp_path / "all.csv", ROWS), shots=2)
+    task = load_task(rewarded, write_rows(tmp_path / "all.csv", ROWS), shots=2)
     assert None not in {example.reference for example in (*task.train, *task.dev)}
 
 
@@ -129,7 +116,7 @@ def test_a_task_that_has_its_examples_stays_as_it_is(exact):
 )
 def test_what_does_not_fit_is_told(tmp_path, exact, rows, settings, message):
     with pytest.raises(UserError, match=message):
-        load_task(exact, write(tmp_path / "all.jsonl", rows), **{"shots": 1} | settings)
+        load_task(exact, write_rows(tmp_path / "all.jsonl", rows), **{"shots": 1} | settings)
 
 
 def test_no_examples_at_all(tmp_path, exact):
