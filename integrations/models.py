@@ -52,15 +52,15 @@ def require_tunable(model: object) -> None:
             f"model must be a transformers PreTrainedModel or a name; got {type(model).__name__}."
         )
     require_device(model.device.type)
-    parameters = list(model.parameters())
-    places = {str(p.device) for p in parameters if not p.is_meta}  # meta: offloaded
+    places = {str(p.device) for p in model.parameters() if not p.is_meta}  # meta: offloaded
     if len(places) > 1:
         raise UserError(
             f"the model lies on several devices ({', '.join(sorted(places))}), and a replica has "
             "one; load it on one of them, and give each of the others a replica with workers=..."
         )
     if model.dtype not in DTYPES.values():
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in {*DTYPES.values()})
+        types = dict.fromkeys(DTYPES.values())
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
         raise UserError(f"the model is of type {model.dtype}; convert it to one of {names}.")
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):

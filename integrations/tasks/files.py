@@ -87,7 +87,6 @@ class Labels:
     def __init__(self, words: Sequence[str], names: Sequence[str] = ()) -> None:
         self.words = list(words)
         self.names = list(names)
-
         # Where classes are called by numbers, a number in a file is a name and no index.
         self._numbered = any(text.isdigit() for text in (*self.words, *self.names))
 
